@@ -1,0 +1,1 @@
+//! Everything that decides what the tunnel should be: command line, configuration, netlink.

@@ -1,0 +1,1 @@
+//! One packet, one chain of calls; no syscalls, no waiting.

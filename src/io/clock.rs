@@ -1,0 +1,1 @@
+//! The only clock reads of the program.

@@ -1,0 +1,4 @@
+//! The kernel. The only folder where `unsafe` is allowed.
+#![allow(unsafe_code)]
+
+pub mod clock;

@@ -1,0 +1,35 @@
+//! uringvpn: forwards packets between a TUN device and UDP at the speed the machine allows.
+//!
+//! # Folders, from pure to effectful
+//!
+//! A folder uses only those above it (`tests/tidy.rs` checks).
+//!
+//! | folder | one sentence |
+//! |---|---|
+//! | [`time`] | monotonic time and spans as plain numbers; nobody reads a clock here |
+//! | [`wire`] | bytes to meaning and back: IP, TCP, UDP, checksums, the virtio header |
+//! | [`offload`] | superpackets, segments, datagrams, trains: cutting and joining |
+//! | [`stats`] | counters and latency histograms, and the thread that collects them |
+//! | [`dataplane`] | **start here**: one packet, one chain of calls, in both directions |
+//! | [`io`] | the kernel: rings, TUN, UDP; the only folder with `unsafe` |
+//! | [`control`] | command line, configuration, netlink |
+//! | [`worker`] | threads: where the data plane meets the kernel |
+//!
+//! # Threads
+//!
+//! ```text
+//! main: parse, open devices, start threads, then wait for signals and link changes
+//!  ├─ worker 0..N-1  pinned; ring, TUN queue, UDP sockets, buffers, recorders of its own
+//!  └─ stats          receives full recorders over a bounded channel; prints
+//! ```
+//!
+//! No packet crosses from one thread to another.
+
+pub mod control;
+pub mod dataplane;
+pub mod io;
+pub mod offload;
+pub mod stats;
+pub mod time;
+pub mod wire;
+pub mod worker;

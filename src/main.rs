@@ -1,0 +1,2 @@
+//! The `uringvpn` command.
+fn main() {}

@@ -1,0 +1,35 @@
+//! A received buffer and its stride: the ranges of the datagrams in it.
+//!
+//! Inbound, step 3 of 9 (see [`crate::dataplane`]). UDP_GRO hands over several datagrams of one sender in one buffer; all have the
+//! stride's length but the last, which may be shorter.
+//!
+//! Source: udp(7) UDP_GRO.
+
+use std::ops::Range;
+
+/// The datagram ranges in `bytes` received bytes; a `stride` of 0 means one datagram.
+pub fn datagrams(bytes: usize, stride: usize) -> impl ExactSizeIterator<Item = Range<usize>> {
+    let stride = if stride == 0 { bytes.max(1) } else { stride };
+    let count = bytes.div_ceil(stride).max(1);
+    (0..count).map(move |index| {
+        let start = index * stride;
+        start..bytes.min(start + stride)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_datagrams_have_the_strides_length_but_the_last() {
+        assert_eq!(datagrams(250, 100).collect::<Vec<_>>(), [0..100, 100..200, 200..250]);
+        assert_eq!(datagrams(200, 100).collect::<Vec<_>>(), [0..100, 100..200]);
+    }
+
+    #[test]
+    fn without_a_stride_there_is_one_datagram_even_an_empty_one() {
+        assert_eq!(datagrams(250, 0).collect::<Vec<_>>(), [0..250]);
+        assert_eq!(datagrams(0, 0).collect::<Vec<_>>(), [0..0]);
+    }
+}

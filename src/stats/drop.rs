@@ -1,0 +1,71 @@
+//! One variant per way a packet can die; doubles as counter index, label and help text.
+
+/// Which way the packet was going.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the TUN to the network.
+    Outbound,
+    /// From the network to the TUN.
+    Inbound,
+}
+
+macro_rules! drop_reasons {
+    ($($(#[doc = $help:literal])+ $variant:ident $direction:ident $label:literal;)*) => {
+        /// Why a packet went no further. Every drop is counted under exactly one of these.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum DropReason {
+            $($(#[doc = $help])+ $variant,)*
+        }
+
+        impl DropReason {
+            /// Every reason, in the order of its counter index.
+            pub const ALL: &[DropReason] = &[$(DropReason::$variant),*];
+
+            /// The name in statistics.
+            pub const fn label(self) -> &'static str {
+                match self { $(DropReason::$variant => $label),* }
+            }
+
+            /// Which way the packet was going.
+            pub const fn direction(self) -> Direction {
+                match self { $(DropReason::$variant => Direction::$direction),* }
+            }
+
+            /// What it means and what to do about it.
+            pub const fn help(self) -> &'static str {
+                match self { $(DropReason::$variant => concat!($($help),+).trim_ascii()),* }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// The TUN handed us bytes that are not an IP packet, or whose lengths lie.
+    OutMalformed Outbound "out_malformed";
+    /// The TUN handed us an offload header that does not fit its packet.
+    OutBadOffload Outbound "out_bad_offload";
+    /// No peer has the destination in its allowed IPs.
+    NoRoute Outbound "no_route";
+    /// The peer has no address to send to yet.
+    NoEndpoint Outbound "no_endpoint";
+    /// No send buffer was free.
+    OutOfBuffers Outbound "out_of_buffers";
+    /// The kernel refused the send; transient errors (no route, full queue) end here.
+    SendError Outbound "send_error";
+    /// The datagram came from an address that belongs to no peer.
+    UnknownSource Inbound "unknown_source";
+    /// The datagram was longer than our receive buffer and came cut off.
+    Truncated Inbound "truncated";
+    /// The datagram does not hold an IP packet, or its lengths lie.
+    InMalformed Inbound "in_malformed";
+    /// The inner source address is not among the sending peer's allowed IPs.
+    SourceNotAllowed Inbound "source_not_allowed";
+    /// The interface is down.
+    TunDown Inbound "tun_down";
+    /// The kernel refused the packet as malformed.
+    TunWriteError Inbound "tun_write_error";
+}
+
+/// How many reasons there are.
+pub const DROP_REASONS: usize = DropReason::ALL.len();

@@ -1,0 +1,84 @@
+//! Monotonic time and spans as plain numbers of nanoseconds.
+//!
+//! Both can be made from a number, so a simulation owns its clock. The operating system's clocks are read in
+//! [`crate::io::clock`] and nowhere else.
+
+use std::ops::{Add, Sub};
+
+/// A point on the monotonic clock, in nanoseconds since some fixed start (CLOCK_MONOTONIC in production).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Time(u64);
+
+/// A length of time, in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Span(u64);
+
+impl Time {
+    /// The point `nanos` nanoseconds after the clock's start.
+    pub const fn from_nanos(nanos: u64) -> Time {
+        Time(nanos)
+    }
+
+    /// Nanoseconds since the clock's start.
+    pub const fn as_nanos(self) -> u64 {
+        self.0
+    }
+
+    /// How long ago `earlier` was; zero if it lies in the future.
+    pub const fn since(self, earlier: Time) -> Span {
+        Span(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl Span {
+    /// No time at all.
+    pub const ZERO: Span = Span(0);
+
+    /// `secs` seconds.
+    pub const fn from_secs(secs: u64) -> Span {
+        Span(secs * 1_000_000_000)
+    }
+
+    /// `millis` milliseconds.
+    pub const fn from_millis(millis: u64) -> Span {
+        Span(millis * 1_000_000)
+    }
+
+    /// `nanos` nanoseconds.
+    pub const fn from_nanos(nanos: u64) -> Span {
+        Span(nanos)
+    }
+
+    /// The whole span in nanoseconds.
+    pub const fn as_nanos(self) -> u64 {
+        self.0
+    }
+}
+
+impl Add<Span> for Time {
+    type Output = Time;
+
+    fn add(self, span: Span) -> Time {
+        Time(self.0.saturating_add(span.0))
+    }
+}
+
+impl Sub<Span> for Time {
+    type Output = Time;
+
+    fn sub(self, span: Span) -> Time {
+        Time(self.0.saturating_sub(span.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_span_between_two_times_is_their_distance_and_never_negative() {
+        let start = Time::from_nanos(5_000);
+        assert_eq!((start + Span::from_nanos(70)).since(start), Span::from_nanos(70));
+        assert_eq!(start.since(start + Span::from_secs(1)), Span::ZERO);
+    }
+}

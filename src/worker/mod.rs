@@ -1,0 +1,1 @@
+//! Threads: where the data plane meets the kernel.
