@@ -1,1 +1,4 @@
 //! Everything that decides what the tunnel should be: command line, configuration, netlink.
+
+pub mod cli;
+pub mod config;
