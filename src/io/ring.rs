@@ -28,6 +28,16 @@ pub struct Abilities {
     pub read_multishot: bool,
 }
 
+/// Whether this process may have a ring as we need it.
+///
+/// # Errors
+/// As [`io_uring_setup(2)`]: EPERM when a sysctl or seccomp forbids it, ENOSYS without it, EINVAL below Linux 6.0.
+///
+/// [`io_uring_setup(2)`]: https://man7.org/linux/man-pages/man2/io_uring_setup.2.html
+pub fn available() -> io::Result<()> {
+    Ring::new().map(drop)
+}
+
 /// A ring whose submission and completion queues are always at hand.
 pub(super) struct Ring {
     // These three borrow from `owner`; see `Drop`.

@@ -102,52 +102,34 @@ impl Uring {
     ///
     /// # Errors
     /// What [`Ring::new`] refuses; EMFILE when RLIMIT_NOFILE is below six.
-    pub fn new(devices: Devices, waker: Waker) -> Result<Uring, (io::Error, Devices)> {
-        match Uring::parts(&devices, &waker) {
-            Ok((ring, tun_buffers, receive_buffers, free)) => {
-                let read_multishot = ring.abilities().read_multishot;
-                Ok(Uring {
-                    ring,
-                    tun_buffers,
-                    receive_buffers,
-                    devices,
-                    waker,
-                    loans: Loans::new(usize::from(TUN_BUFFERS + RECEIVE_BUFFERS + SEND_BUFFERS)),
-                    free,
-                    operations: Slab::with_capacity(OPERATIONS),
-                    memory: (0..OPERATIONS).map(|_| OperationMemory::new()).collect(),
-                    receive_header: Box::new(receive_header()),
-                    read_multishot,
-                    tun_reads_armed: 0,
-                    receives_armed: [false; 2],
-                    wake_armed: false,
-                    early: Vec::with_capacity(OPERATIONS),
-                    now: clock::now(),
-                    effort: Effort::default(),
-                })
-            }
-            Err(error) => Err((error, devices)),
-        }
-    }
-
-    fn parts(devices: &Devices, waker: &Waker) -> io::Result<(Ring, BufferRing, BufferRing, Vec<Lease>)> {
+    pub fn new(devices: Devices, waker: Waker) -> io::Result<Uring> {
         let ring = Ring::new()?;
-        let tun = devices.tun.as_fd();
-        let v4 = devices.v4.as_ref();
-        let v6 = devices.v6.as_ref();
-        // A missing family is registered as the TUN and never named.
-        let receive_v4 = v4.map_or(tun, |socket| socket.receive.as_fd());
-        let receive_v6 = v6.map_or(tun, |socket| socket.receive.as_fd());
-        let send_v4 = v4.and_then(|socket| socket.send.as_ref()).map_or(receive_v4, |fd| fd.as_fd());
-        let send_v6 = v6.and_then(|socket| socket.send.as_ref()).map_or(receive_v6, |fd| fd.as_fd());
-        ring.register_files(&[tun, waker.as_fd(), receive_v4, receive_v6, send_v4, send_v6])?;
+        register_files(&ring, &devices, &waker)?;
         let mut tun_buffers = BufferRing::register(&ring, 0, 0, TUN_BUFFERS)?;
         let mut receive_buffers = BufferRing::register(&ring, 1, TUN_BUFFERS, RECEIVE_BUFFERS)?;
         let mut free = Vec::with_capacity(usize::from(SEND_BUFFERS));
         for lease in lease::map(TUN_BUFFERS + RECEIVE_BUFFERS + SEND_BUFFERS)? {
             go_home(lease, &mut tun_buffers, &mut receive_buffers, &mut free);
         }
-        Ok((ring, tun_buffers, receive_buffers, free))
+        Ok(Uring {
+            read_multishot: ring.abilities().read_multishot,
+            ring,
+            tun_buffers,
+            receive_buffers,
+            devices,
+            waker,
+            loans: Loans::new(usize::from(TUN_BUFFERS + RECEIVE_BUFFERS + SEND_BUFFERS)),
+            free,
+            operations: Slab::with_capacity(OPERATIONS),
+            memory: (0..OPERATIONS).map(|_| OperationMemory::new()).collect(),
+            receive_header: Box::new(receive_header()),
+            tun_reads_armed: 0,
+            receives_armed: [false; 2],
+            wake_armed: false,
+            early: Vec::with_capacity(OPERATIONS),
+            now: clock::now(),
+            effort: Effort::default(),
+        })
     }
 
     /// Arms whatever receives and is not armed, as far as there are buffers for it.
@@ -356,6 +338,19 @@ impl Driver for Uring {
     fn take_effort(&mut self) -> Effort {
         std::mem::take(&mut self.effort)
     }
+}
+
+/// Registers the descriptors at the indices named above.
+fn register_files(ring: &Ring, devices: &Devices, waker: &Waker) -> io::Result<()> {
+    let tun = devices.tun.as_fd();
+    let v4 = devices.v4.as_ref();
+    let v6 = devices.v6.as_ref();
+    // A missing family is registered as the TUN and never named.
+    let receive_v4 = v4.map_or(tun, |socket| socket.receive.as_fd());
+    let receive_v6 = v6.map_or(tun, |socket| socket.receive.as_fd());
+    let send_v4 = v4.and_then(|socket| socket.send.as_ref()).map_or(receive_v4, |fd| fd.as_fd());
+    let send_v6 = v6.and_then(|socket| socket.send.as_ref()).map_or(receive_v6, |fd| fd.as_fd());
+    ring.register_files(&[tun, waker.as_fd(), receive_v4, receive_v6, send_v4, send_v6])
 }
 
 fn go_home(lease: Lease, tun: &mut BufferRing, receive: &mut BufferRing, free: &mut Vec<Lease>) {

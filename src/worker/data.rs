@@ -20,7 +20,7 @@ use crate::io::lease::Lease;
 use crate::offload::Part;
 use crate::offload::coalesce::{Coalescer, Gather, Merge};
 use crate::offload::stride::Received;
-use crate::offload::train::{Train, TrainLimits, Trains};
+use crate::offload::train::{TRAIN_BYTES_MAX_V6, TRAIN_SEGMENTS_SAFE, Train, TrainLimits, Trains};
 use crate::stats::counters::WorkerCounters;
 use crate::stats::drop::DropReason;
 use crate::stats::latency::LatencyReporter;
@@ -44,8 +44,8 @@ pub struct Parts {
     pub view: Arc<View>,
     /// How packets become datagrams.
     pub encap: Encap,
-    /// What one train may hold.
-    pub limits: TrainLimits,
+    /// Datagrams that one send may carry; 1 without UDP_SEGMENT.
+    pub train_segments_max: u16,
     /// What may be joined.
     pub merge: Merge,
     /// Where to count.
@@ -71,7 +71,7 @@ pub struct DataWorker<D> {
     view: Arc<View>,
     encap: Encap,
     trains: Trains<Lease, u32>,
-    limits: TrainLimits,
+    train_segments_max: u16,
     coalescer: Coalescer,
     counters: Arc<WorkerCounters>,
     latency: LatencyReporter,
@@ -100,8 +100,8 @@ impl<D: Driver> DataWorker<D> {
             sticky: vec![None; parts.view.peers.len()],
             view: parts.view,
             encap: parts.encap,
-            trains: Trains::new(parts.limits),
-            limits: parts.limits,
+            trains: Trains::new(limits(parts.train_segments_max)),
+            train_segments_max: parts.train_segments_max,
             coalescer: Coalescer::new(parts.merge),
             counters: parts.counters,
             latency: parts.latency,
@@ -218,7 +218,7 @@ impl<D: Driver> DataWorker<D> {
 
     /// Outbound, step 8.
     pub fn flush_trains(&mut self) {
-        let DataWorker { trains, driver, view, sticky, limits, in_flight, .. } = self;
+        let DataWorker { trains, driver, view, sticky, train_segments_max, in_flight, .. } = self;
         for train in trains.drain() {
             let Train { buffer, to: peer, bytes, segment_bytes, datagrams, started } = train;
             // The walk drops packets to peers without an endpoint before they reach a train.
@@ -227,7 +227,7 @@ impl<D: Driver> DataWorker<D> {
             let part = Part { slot: buffer.slot(), start: 0, len: bytes };
             driver.lend(buffer);
             let send = Send { peer, to, part, segment_bytes, datagrams, started };
-            *in_flight += if limits.segments_max > 1 { send_whole(driver, send) } else { send_singly(driver, send) };
+            *in_flight += if *train_segments_max > 1 { send_whole(driver, send) } else { send_singly(driver, send) };
         }
     }
 
@@ -271,14 +271,14 @@ impl<D: Driver> DataWorker<D> {
     /// (EMSGSIZE) says nothing about other peers.
     fn lower_limits(&mut self, datagrams: u16, error: Errno) {
         let segments_max = match error {
-            Errno::EINVAL if datagrams > TrainLimits::SEGMENTS_SAFE => TrainLimits::SEGMENTS_SAFE,
+            Errno::EINVAL if datagrams > TRAIN_SEGMENTS_SAFE => TRAIN_SEGMENTS_SAFE,
             Errno::EIO | Errno::EINVAL | Errno::EOPNOTSUPP => 1,
             _ => return,
         };
-        if segments_max < self.limits.segments_max {
-            tracing::warn!("the kernel refuses trains of {datagrams} datagrams ({error}); at most {segments_max} from now on");
-            self.limits.segments_max = segments_max;
-            self.trains.set_limits(self.limits);
+        if segments_max < self.train_segments_max {
+            tracing::warn!("the kernel refuses trains of {datagrams} datagrams ({error}); at most {segments_max} now");
+            self.train_segments_max = segments_max;
+            self.trains.set_limits(limits(segments_max));
         }
     }
 
@@ -343,6 +343,13 @@ impl<D: Driver> DataWorker<D> {
         self.counters.rearms.add(effort.rearms);
         self.counters.completions.add(completions as u64);
     }
+}
+
+/// Without UDP_SEGMENT trains are still how datagrams share a buffer; they are then sent one by one.
+fn limits(train_segments_max: u16) -> TrainLimits {
+    let segments_max = if train_segments_max > 1 { train_segments_max } else { TRAIN_SEGMENTS_SAFE };
+    // The smaller limit of the two families: 20 bytes less than IPv4 would allow change nothing.
+    TrainLimits { segments_max, bytes_max: TRAIN_BYTES_MAX_V6 }
 }
 
 /// One submission for the whole train.
