@@ -874,3 +874,303 @@ impl fmt::Display for PeerConfig {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const KEY: &str = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
+
+    fn peer(text: &str) -> PeerConfig {
+        text.parse().unwrap()
+    }
+
+    fn problem(text: &str) -> (usize, PeerProblem) {
+        let error = text.parse::<PeerConfig>().unwrap_err();
+        assert!(error.to_string().contains(PEER_EXAMPLE), "{error}");
+        (error.column, error.problem)
+    }
+
+    fn plain(peers: &[&str]) -> DeviceConfig {
+        DeviceConfig {
+            plaintext: true,
+            peers: peers.iter().map(|text| peer(text)).collect(),
+            ..DeviceConfig::default()
+        }
+    }
+
+    fn nets(text: &str) -> Vec<IpNet> {
+        text.split(' ').map(|net| net.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_peer_with_everything_is_understood() {
+        let full = peer(&format!(
+            "{KEY}@[2001:db8::7]:51820,allowed-ips=10.9.0.0/24+fd00::/64,keepalive=25,psk=/etc/psk"
+        ));
+        assert_eq!(full.public_key.as_deref(), Some(KEY));
+        assert_eq!(full.endpoint, Some(HostPort { host: "2001:db8::7".to_owned(), port: 51820 }));
+        assert_eq!(full.allowed_ips, nets("10.9.0.0/24 fd00::/64"));
+        assert_eq!(full.keepalive, Some(25));
+        assert_eq!(full.psk, Some(PathBuf::from("/etc/psk")));
+    }
+
+    #[test]
+    fn every_part_of_a_peer_may_be_missing() {
+        assert_eq!(peer("vpn.example.org:51820").public_key, None);
+        assert_eq!(peer(&format!("{KEY}@")).endpoint, None);
+        assert_eq!(peer(",allowed-ips=10.0.0.0/8").allowed_ips, nets("10.0.0.0/8"));
+        assert_eq!(peer("192.0.2.7:1").allowed_ips, []);
+    }
+
+    #[test]
+    fn a_bare_address_is_one_host_and_host_bits_are_cut_off() {
+        let prefixes = peer("h:1,allowed-ips=10.0.0.5/24+10.9.0.2+fd00::2+10.0.0.9/24").allowed_ips;
+        assert_eq!(prefixes, nets("10.0.0.0/24 10.9.0.2/32 fd00::2/128"));
+    }
+
+    #[test]
+    fn keepalive_zero_and_off_mean_none() {
+        assert_eq!(peer("h:1,keepalive=0").keepalive, None);
+        assert_eq!(peer("h:1,keepalive=off").keepalive, None);
+        assert_eq!(peer("h:1,keepalive=65535").keepalive, Some(65535));
+    }
+
+    #[test]
+    fn a_wrong_peer_names_the_place_and_the_problem() {
+        use HostPortProblem as H;
+        use PeerProblem as P;
+        let endpoint = |text: &str, problem| P::Endpoint(text.to_owned(), problem);
+        for (text, column, expected) in [
+            ("", 1, P::Empty),
+            ("h:1 ", 4, P::Character(' ')),
+            ("ü\0:1", 2, P::Character('\0')),
+            ("joe@h:1", 1, P::PublicKey("joe".to_owned())),
+            (KEY, 45, P::KeyWithoutAt),
+            ("h", 1, endpoint("h", H::NoPort)),
+            ("h:", 1, endpoint("h:", H::Port)),
+            ("h:0", 1, endpoint("h:0", H::Port)),
+            ("h:+1", 1, endpoint("h:+1", H::Port)),
+            ("h:65536", 1, endpoint("h:65536", H::Port)),
+            (":1", 1, endpoint(":1", H::NoHost)),
+            ("2001:db8::7:51820", 1, endpoint("2001:db8::7:51820", H::Unbracketed)),
+            ("[2001:db8::7]", 1, endpoint("[2001:db8::7]", H::NoPort)),
+            ("[2001:db8::7:51820", 1, endpoint("[2001:db8::7:51820", H::NotIpv6)),
+            ("[192.0.2.7]:1", 1, endpoint("[192.0.2.7]:1", H::NotIpv6)),
+            ("[fe80::1%]:1", 1, endpoint("[fe80::1%]:1", H::NotIpv6)),
+            ("10.1:1", 1, endpoint("10.1:1", H::NotIpv4)),
+            ("256.0.0.1:1", 1, endpoint("256.0.0.1:1", H::NotIpv4)),
+            ("bücher.example:1", 1, endpoint("bücher.example:1", H::NotAName)),
+            ("a..b:1", 1, endpoint("a..b:1", H::NotAName)),
+            ("0.0.0.0:1", 1, endpoint("0.0.0.0:1", H::NotOneHost)),
+            ("[::]:1", 1, endpoint("[::]:1", H::NotOneHost)),
+            ("224.0.0.1:1", 1, endpoint("224.0.0.1:1", H::NotOneHost)),
+            ("allowed-ips=10.0.0.0/8", 1, endpoint("allowed-ips=10.0.0.0/8", H::NoHost)),
+            ("h:1,", 5, P::UnknownOption(String::new())),
+            ("h:1,allowed_ips=::/0", 5, P::UnknownOption("allowed_ips=::/0".to_owned())),
+            ("h:1,keepalive", 5, P::UnknownOption("keepalive".to_owned())),
+            ("h:1,psk=a,psk=b", 11, P::Repeated("psk")),
+            ("h:1,allowed-ips=", 17, P::NoValue("allowed-ips")),
+            ("h:1,allowed-ips=1.2.3.4/33", 17, P::Prefix("1.2.3.4/33".to_owned())),
+            ("h:1,allowed-ips=::/0+x", 22, P::Prefix("x".to_owned())),
+            ("h:1,keepalive=65536", 15, P::Keepalive("65536".to_owned())),
+            ("h:1,keepalive=-1", 15, P::Keepalive("-1".to_owned())),
+        ] {
+            assert_eq!(problem(text), (column, expected), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_error_about_a_huge_peer_is_short() {
+        let error = "x".repeat(1 << 20).parse::<PeerConfig>().unwrap_err();
+        assert!(error.to_string().len() < 600);
+    }
+
+    #[test]
+    fn a_key_has_exactly_the_base64_of_32_bytes() {
+        assert!(is_public_key(KEY));
+        assert!(!is_public_key(&KEY[1..]));
+        assert!(!is_public_key(&KEY.replace('=', "A")));
+        assert!(!is_public_key(&KEY.replace('x', "-")));
+        // Spare bits set: another spelling of the same bytes, which no tool writes.
+        assert!(!is_public_key(&KEY.replace("Dg=", "Dh=")));
+    }
+
+    #[test]
+    fn listen_reads_a_port_or_an_address_and_a_port() {
+        let listen = |text: &str| text.parse::<Listen>();
+        assert_eq!(listen("51820"), Ok(Listen::default()));
+        assert_eq!(
+            listen("192.0.2.1:7"),
+            Ok(Listen { address: Some(IpAddr::from([192, 0, 2, 1])), port: 7 })
+        );
+        assert_eq!(
+            listen("[::]:7"),
+            Ok(Listen { address: Some(IpAddr::from(Ipv6Addr::UNSPECIFIED)), port: 7 })
+        );
+        for wrong in ["", "0", "65536", "+7", ":7", "::1:7", "[::1]", "[::1]7", "localhost:7", "7:192.0.2.1"]
+        {
+            assert!(matches!(listen(wrong), Err(ConfigError::Listen { .. })), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_resolve_to_themselves_and_mapped_ones_to_ipv4() {
+        let resolve = |text: &str| text.parse::<HostPort>().unwrap().resolve().unwrap();
+        assert_eq!(resolve("192.0.2.7:9"), ["192.0.2.7:9".parse().unwrap()]);
+        assert_eq!(resolve("[::ffff:192.0.2.7]:9"), ["192.0.2.7:9".parse().unwrap()]);
+        assert_eq!(resolve("[2001:db8::7]:9"), ["[2001:db8::7]:9".parse().unwrap()]);
+    }
+
+    #[test]
+    fn a_name_that_does_not_resolve_is_named() {
+        // RFC 2606: .invalid never exists.
+        let endpoint: HostPort = "nowhere.invalid:9".parse().unwrap();
+        let error = endpoint.resolve().unwrap_err();
+        assert!(error.to_string().starts_with("endpoint nowhere.invalid:9: "), "{error}");
+    }
+
+    #[test]
+    fn names_are_refused_where_the_kernel_would_refuse_them() {
+        let good = ["a", "uringvpn0", "123456789012345", "uring%d", "wg-0_a.b", "..."];
+        for name in good {
+            assert_eq!(check_name(name), Ok(()), "{name:?}");
+        }
+        let character = |character| Err(NameProblem::Character { character });
+        assert_eq!(check_name(""), Err(NameProblem::Empty));
+        assert_eq!(check_name("1234567890123456"), Err(NameProblem::TooLong { bytes: 16 }));
+        assert_eq!(check_name("../x"), character('/'));
+        assert_eq!(check_name("a b"), character(' '));
+        assert_eq!(check_name("a:1"), character(':'));
+        assert_eq!(check_name("über"), character('ü'));
+        assert_eq!(check_name(".."), Err(NameProblem::Reserved));
+        assert_eq!(check_name("default"), Err(NameProblem::Reserved));
+        for name in ["%", "a%", "%s", "%d%d", "a%d1"] {
+            assert_eq!(check_name(name), Err(NameProblem::Percent), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn queues_and_mtu_have_bounds() {
+        for queues in [1, 256] {
+            assert!(DeviceConfig { queues, ..plain(&["h:1"]) }.check().is_ok());
+        }
+        for queues in [0, 257, 1_000_000] {
+            let given = queues as u64;
+            let config = DeviceConfig { queues, ..plain(&["h:1"]) };
+            assert_eq!(config.check(), Err(ConfigError::Queues { given }));
+        }
+        assert!(DeviceConfig { mtu: 68, ..plain(&["h:1"]) }.check().is_ok());
+        assert_eq!(DeviceConfig { mtu: 67, ..plain(&["h:1"]) }.check(), Err(ConfigError::Mtu { given: 67 }));
+        let ipv6 = DeviceConfig { mtu: 1279, addresses: nets("10.0.0.1/24 fd00::1/64"), ..plain(&["h:1"]) };
+        let address = nets("fd00::1/64")[0];
+        assert_eq!(ipv6.check(), Err(ConfigError::MtuForIpv6 { mtu: 1279, address }));
+    }
+
+    #[test]
+    fn a_single_plaintext_peer_gets_everything_and_several_must_say() {
+        let one = plain(&["192.0.2.7:1"]).check().unwrap();
+        assert_eq!(one.peers[0].allowed_ips, nets("0.0.0.0/0 ::/0"));
+        assert_eq!(one.route_prefixes().count(), 0);
+
+        let two = plain(&["a:1,allowed-ips=10.0.0.0/8", "b:1"]);
+        assert_eq!(two.check(), Err(ConfigError::NoAllowedIps { peer: Box::new(peer("b:1")) }));
+    }
+
+    #[test]
+    fn without_plaintext_a_peer_needs_a_key_and_with_it_must_not_have_one() {
+        let boxed = |text: &str| Box::new(peer(text));
+        let keyed = format!("{KEY}@h:1");
+        let secret = DeviceConfig { plaintext: false, ..plain(&["h:1"]) };
+        assert_eq!(secret.check(), Err(ConfigError::NeitherKeyNorPlaintext { peer: boxed("h:1") }));
+        let secret = DeviceConfig { plaintext: false, ..plain(&[&keyed]) };
+        assert_eq!(secret.check(), Err(ConfigError::KeyedNotBuilt { peer: boxed(&keyed) }));
+        for (text, what) in [
+            (keyed.as_str(), "a public key"),
+            ("h:1,psk=f", "a preshared key"),
+            ("h:1,keepalive=5", "a keepalive"),
+        ] {
+            let expected = ConfigError::MeaninglessInPlaintext { peer: boxed(text), what };
+            assert_eq!(plain(&[text]).check(), Err(expected));
+        }
+        let nowhere = ",allowed-ips=10.0.0.0/8";
+        assert_eq!(plain(&[nowhere]).check(), Err(ConfigError::NoEndpoint { peer: boxed(nowhere) }));
+        assert_eq!(plain(&[]).check(), Err(ConfigError::NoPeers));
+    }
+
+    #[test]
+    fn two_peers_share_neither_an_allowed_ip_nor_an_endpoint() {
+        let (a, b) = ("a:1,allowed-ips=10.0.0.0/8+fd00::/64", "b:1,allowed-ips=10.1.2.3/8");
+        let error = plain(&[a, b]).check().unwrap_err();
+        assert!(matches!(error, ConfigError::SharedAllowedIp { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("10.0.0.0/8") && text.contains(a) && text.contains("b:1"), "{text}");
+
+        let (a, b) = ("A.example:1,allowed-ips=10.0.0.0/8", "a.example.:1,allowed-ips=11.0.0.0/8");
+        assert!(matches!(plain(&[a, b]).check(), Err(ConfigError::SharedEndpoint { .. })));
+        // A longer prefix inside another peer's is what longest-prefix match is for.
+        assert!(plain(&["a:1,allowed-ips=10.0.0.0/8", "b:1,allowed-ips=10.1.0.0/16"]).check().is_ok());
+    }
+
+    /// Peers as parsing makes them: canonical prefixes, keepalive not 0.
+    fn peers() -> impl Strategy<Value = PeerConfig> {
+        let host = prop_oneof![
+            "[a-z][a-z0-9_-]{0,20}(\\.[a-z]{1,10}){0,3}\\.?",
+            (1..224u8, any::<[u8; 3]>()).prop_map(|(a, [b, c, d])| Ipv4Addr::new(a, b, c, d).to_string()),
+            any::<[u8; 14]>().prop_map(|bytes| {
+                let mut octets = [0x20; 16];
+                octets[2..].copy_from_slice(&bytes);
+                Ipv6Addr::from(octets).to_string()
+            }),
+            Just("fe80::1%eth0".to_owned()),
+        ];
+        let v4 = (any::<[u8; 4]>(), 0..=32u8).prop_map(|(a, len)| Ipv4Net::new_assert(a.into(), len).into());
+        let v6 =
+            (any::<[u8; 16]>(), 0..=128u8).prop_map(|(a, len)| Ipv6Net::new_assert(a.into(), len).into());
+        let prefixes = prop::collection::vec(prop_oneof![v4, v6], 0..5);
+        (
+            prop::option::of("[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]="),
+            prop::option::of((host, 1..=u16::MAX).prop_map(|(host, port)| HostPort { host, port })),
+            prefixes,
+            prop::option::of(1..=u16::MAX),
+            prop::option::of("[a-zA-Z0-9/._=+@ü-]{1,30}".prop_map(PathBuf::from)),
+        )
+            .prop_map(|(public_key, endpoint, mut allowed_ips, keepalive, psk)| {
+                truncate_prefixes(&mut allowed_ips);
+                PeerConfig { public_key, endpoint, allowed_ips, keepalive, psk }
+            })
+            .prop_filter("nothing at all has no text", |peer| *peer != PeerConfig::default())
+    }
+
+    proptest! {
+        #[test]
+        fn a_printed_peer_parses_to_itself(original in peers()) {
+            let text = original.to_string();
+            prop_assert_eq!(text.parse::<PeerConfig>(), Ok(original), "{}", text);
+        }
+
+        #[test]
+        fn no_text_makes_the_parsers_panic(text in any::<String>()) {
+            if let Err(error) = text.parse::<PeerConfig>() {
+                prop_assert!(error.column <= text.chars().count() + 1);
+            }
+            let _ = text.parse::<Listen>();
+            let _ = parse_address(&text);
+            let _ = check_name(&text);
+        }
+
+        #[test]
+        fn nor_does_a_text_made_of_a_peers_pieces(pieces in prop::collection::vec(prop::sample::select(vec![
+            KEY, "@", "h", ":", "1", "[", "]", "::1", "%", ",", "allowed-ips=", "keepalive=", "psk=", "+",
+            "10.0.0.0/8", "/", "off", "ü", " ", "=",
+        ]), 0..12)) {
+            let text = pieces.concat();
+            match text.parse::<PeerConfig>() {
+                Err(error) => prop_assert!(error.column <= text.chars().count() + 1),
+                Ok(peer) => prop_assert_eq!(peer.to_string().parse::<PeerConfig>(), Ok(peer)),
+            }
+        }
+    }
+}

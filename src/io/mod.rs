@@ -27,6 +27,7 @@
 
 pub mod clock;
 pub mod cmsg;
+pub mod daemon;
 pub mod driver;
 pub mod fake;
 pub mod lease;
