@@ -25,13 +25,13 @@ pub enum Progress {
     Blocked(usize),
 }
 
-/// Takes one TUN read (vnet header and packet) apart and puts its segments, from segment `resume` on, into the train
-/// to the peer that owns its destination.
+/// Takes one TUN read (vnet header and packet) apart and puts its segments into the train to the peer that owns its
+/// destination: all of them, or those from `resume` on for a read that was [`Progress::Blocked`] before.
 ///
 /// Work per call: at most one read of 65,535 bytes, whatever the segment size.
 pub fn superpacket<B: DerefMut<Target = [u8]>>(
     read: &[u8],
-    resume: usize,
+    resume: Option<usize>,
     now: Time,
     encap: Encap,
     view: &View,
@@ -46,7 +46,7 @@ pub fn superpacket<B: DerefMut<Target = [u8]>>(
             return Progress::Done;
         }
     };
-    if resume == 0 {
+    if resume.is_none() {
         counters.out_packets.add(split.count() as u64);
         counters.out_bytes.add(ip.total_bytes.into());
     }
@@ -58,7 +58,7 @@ pub fn superpacket<B: DerefMut<Target = [u8]>>(
             return Progress::Done;
         }
     };
-    for index in resume..split.count() {
+    for index in resume.unwrap_or(0)..split.count() {
         let segment_bytes = split.segment_bytes(index);
         let Some(mut place) = trains.reserve(peer, encap.datagram_bytes(segment_bytes), now) else {
             return Progress::Blocked(index);

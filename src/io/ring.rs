@@ -136,8 +136,11 @@ impl Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        // Pending reads hold the TUN open until the kernel has torn the ring down; cancelled ones do not.
+        // The kernel tears a ring down some time after it is closed, and until then its files stay open: the next
+        // start would find the port and the TUN taken. So end what is pending and let go of the files here.
         let _ = self.submitter.register_sync_cancel(None, CancelBuilder::any());
+        let _ = self.enter(0, None);
+        let _ = self.submitter.unregister_files();
         // SAFETY: each is dropped once, and before the ring that it borrows from.
         unsafe {
             ManuallyDrop::drop(&mut self.submitter);

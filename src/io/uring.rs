@@ -152,8 +152,9 @@ impl Uring {
         let group = self.tun_buffers.group();
         if self.read_multishot {
             if self.tun_reads_armed == 0 {
-                let read = opcode::ReadMulti::new(types::Fixed(TUN), 0, group);
-                self.push(read.build(), token(Kind::TunRead, 0))?;
+                // io-uring 0.7.15 loses this flag in ReadMulti::build; the index would then be taken for a descriptor.
+                let read = opcode::ReadMulti::new(types::Fixed(TUN), 0, group).build().flags(squeue::Flags::FIXED_FILE);
+                self.push(read, token(Kind::TunRead, 0))?;
                 self.tun_reads_armed = 1;
                 self.effort.rearms += 1;
             }

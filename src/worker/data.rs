@@ -89,7 +89,7 @@ pub struct DataWorker<D> {
 struct TunRead {
     lease: Lease,
     bytes: usize,
-    resume: usize,
+    resume: Option<usize>,
 }
 
 impl<D: Driver> DataWorker<D> {
@@ -165,7 +165,7 @@ impl<D: Driver> DataWorker<D> {
     /// Outbound, step 1: a read waits its turn for a send buffer, which mostly comes at once.
     pub fn on_tun_read(&mut self, lease: Lease, bytes: usize) {
         self.counters.tun_reads.add(1);
-        self.backlog.push_back(TunRead { lease, bytes, resume: 0 });
+        self.backlog.push_back(TunRead { lease, bytes, resume: None });
     }
 
     /// Inbound, step 1.
@@ -207,7 +207,7 @@ impl<D: Driver> DataWorker<D> {
                 Progress::Done => self.driver.lend(read.lease),
                 Progress::Blocked(segment) => {
                     let buffer = self.driver.send_buffer();
-                    read.resume = segment;
+                    read.resume = Some(segment);
                     self.backlog.push_front(read);
                     let Some(buffer) = buffer else { return };
                     self.trains.give(buffer);
