@@ -1,1 +1,3 @@
 //! Everything that decides what the tunnel should be: command line, configuration, netlink.
+
+pub mod netlink;

@@ -2,3 +2,7 @@
 #![allow(unsafe_code)]
 
 pub mod clock;
+pub mod steer;
+pub mod sys;
+pub mod tun;
+pub mod udp;
