@@ -1,1 +1,64 @@
-//! One packet, one chain of calls; no syscalls, no waiting.
+//! **The map.** One packet, one chain of calls; no syscalls, no waiting. rustdoc checks every link here.
+//!
+//! # Outbound: from the TUN to the network
+//!
+//! | # | where | what happens | may die as |
+//! |---|---|---|---|
+//! | 1 | [`DataWorker::on_tun_read`] | a leased buffer holds one TUN read: vnet header and superpacket | |
+//! | 2 | [`outbound::superpacket`] | entry point of the walk | |
+//! | 3 | [`VnetHdr::parse`], [`IpView::parse`] | once, before anything is cut | [`OutMalformed`] |
+//! | 4 | [`AllowedIps::lookup`] | routed once: all segments share one flow | [`NoRoute`], [`NoEndpoint`] |
+//! | 5 | [`Split::plan`] | how the superpacket is cut | [`OutBadOffload`] |
+//! | 6 | [`Trains::reserve`] | room at the end of the peer's train; without a free buffer the read waits | |
+//! | 7 | [`Split::emit`], [`Encap::seal`] | one pass copies the segment into its place and completes its checksum | |
+//! | 8 | [`DataWorker::flush_trains`] | one submission per train: sendmsg with UDP_SEGMENT | |
+//! | 9 | [`DataWorker::on_sent`] | a refused train goes again one by one; the buffer returns | [`SendError`] |
+//!
+//! # Inbound: from the network to the TUN
+//!
+//! | # | where | what happens | may die as |
+//! |---|---|---|---|
+//! | 1 | [`DataWorker::on_received`] | leased buffer, source, stride | [`TunDown`] |
+//! | 2 | [`inbound::datagrams`] | entry point of the walk | [`Truncated`], [`UnknownSource`] |
+//! | 3 | [`Received::datagrams`] | ranges of datagrams | |
+//! | 4 | [`Encap::open`] | in place | |
+//! | 5 | [`IpView::parse`] | and trimmed to the IP length | [`InMalformed`] |
+//! | 6 | [`View::peer_sending`] | source check: longest prefix over all peers | [`SourceNotAllowed`] |
+//! | 7 | [`Coalescer::push`] | joins only the newest superpacket of its flow; ranges, no copy | |
+//! | 8 | [`DataWorker::flush_writes`] | writev: rewritten header, payload ranges | |
+//! | 9 | [`DataWorker::on_written`] | when no write borrows the buffer any more it goes back to the ring | [`TunDown`], [`TunWriteError`] |
+//!
+//! [`DataWorker::on_tun_read`]: crate::worker::data::DataWorker::on_tun_read
+//! [`DataWorker::flush_trains`]: crate::worker::data::DataWorker::flush_trains
+//! [`DataWorker::on_sent`]: crate::worker::data::DataWorker::on_sent
+//! [`DataWorker::on_received`]: crate::worker::data::DataWorker::on_received
+//! [`DataWorker::flush_writes`]: crate::worker::data::DataWorker::flush_writes
+//! [`DataWorker::on_written`]: crate::worker::data::DataWorker::on_written
+//! [`VnetHdr::parse`]: crate::wire::vnet_hdr::VnetHdr::parse
+//! [`IpView::parse`]: crate::wire::ip::IpView::parse
+//! [`AllowedIps::lookup`]: allowed_ips::AllowedIps::lookup
+//! [`Split::plan`]: crate::offload::split::Split::plan
+//! [`Split::emit`]: crate::offload::split::Split::emit
+//! [`Trains::reserve`]: crate::offload::train::Trains::reserve
+//! [`Received::datagrams`]: crate::offload::stride::Received::datagrams
+//! [`Coalescer::push`]: crate::offload::coalesce::Coalescer::push
+//! [`Encap::seal`]: encap::Encap::seal
+//! [`Encap::open`]: encap::Encap::open
+//! [`View::peer_sending`]: view::View::peer_sending
+//! [`OutMalformed`]: crate::stats::drop::DropReason::OutMalformed
+//! [`OutBadOffload`]: crate::stats::drop::DropReason::OutBadOffload
+//! [`NoRoute`]: crate::stats::drop::DropReason::NoRoute
+//! [`NoEndpoint`]: crate::stats::drop::DropReason::NoEndpoint
+//! [`SendError`]: crate::stats::drop::DropReason::SendError
+//! [`Truncated`]: crate::stats::drop::DropReason::Truncated
+//! [`UnknownSource`]: crate::stats::drop::DropReason::UnknownSource
+//! [`InMalformed`]: crate::stats::drop::DropReason::InMalformed
+//! [`SourceNotAllowed`]: crate::stats::drop::DropReason::SourceNotAllowed
+//! [`TunDown`]: crate::stats::drop::DropReason::TunDown
+//! [`TunWriteError`]: crate::stats::drop::DropReason::TunWriteError
+
+pub mod allowed_ips;
+pub mod encap;
+pub mod inbound;
+pub mod outbound;
+pub mod view;

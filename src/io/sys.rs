@@ -90,19 +90,6 @@ pub fn tun_set_offload(fd: BorrowedFd<'_>, flags: libc::c_uint) -> Result<()> {
     .map(drop)
 }
 
-/// TUNSETSTEERINGEBPF with -1 (no program): the cheapest request that only a kernel with TUN steering knows.
-///
-/// # Errors
-/// ENOTTY or EINVAL on a kernel without it.
-///
-/// Source: linux/if_tun.h.
-pub fn tun_clear_steering(fd: BorrowedFd<'_>) -> Result<()> {
-    let none: libc::c_int = -1;
-    // SAFETY: the argument is a pointer to an int that lives across the call; the kernel only reads it.
-    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETSTEERINGEBPF as _, &raw const none) })
-        .map(drop)
-}
-
 /// Sets an integer socket option.
 ///
 /// # Errors

@@ -5,10 +5,40 @@
 //!
 //! Source: udp(7) UDP_GRO.
 
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
+use crate::time::Time;
+
+/// What the kernel says about received bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Received {
+    /// The sender.
+    pub from: SocketAddr,
+    /// Which of our addresses it was sent to.
+    pub to: Option<IpAddr>,
+    /// Where the datagrams start in the buffer.
+    pub start: u32,
+    /// Bytes of all datagrams.
+    pub bytes: u32,
+    /// Bytes per datagram (UDP_GRO); 0 means one datagram.
+    pub stride: u16,
+    /// Whether bytes were cut off.
+    pub truncated: bool,
+    /// When the kernel received the first of them.
+    pub at: Time,
+}
+
+impl Received {
+    /// The datagrams' ranges in the buffer.
+    pub fn datagrams(&self) -> impl ExactSizeIterator<Item = Range<usize>> + use<> {
+        let start = self.start as usize;
+        datagrams(self.bytes as usize, self.stride.into()).map(move |range| start + range.start..start + range.end)
+    }
+}
+
 /// The datagram ranges in `bytes` received bytes; a `stride` of 0 means one datagram.
-pub fn datagrams(bytes: usize, stride: usize) -> impl ExactSizeIterator<Item = Range<usize>> {
+fn datagrams(bytes: usize, stride: usize) -> impl ExactSizeIterator<Item = Range<usize>> {
     let stride = if stride == 0 { bytes.max(1) } else { stride };
     let count = bytes.div_ceil(stride).max(1);
     (0..count).map(move |index| {

@@ -49,8 +49,6 @@ drop_reasons! {
     NoRoute Outbound "no_route";
     /// The peer has no address to send to yet.
     NoEndpoint Outbound "no_endpoint";
-    /// No send buffer was free.
-    OutOfBuffers Outbound "out_of_buffers";
     /// The kernel refused the send; transient errors (no route, full queue) end here.
     SendError Outbound "send_error";
     /// The datagram came from an address that belongs to no peer.

@@ -1,6 +1,21 @@
 //! What happened, cheaply: counters with one writer each, latency recorders that are swapped and never locked.
 //!
-//! The conservation law, per direction and in packets: `in = out + Σ drops + in flight`.
+//! # The conservation law
+//!
+//! Per direction and in packets: `in = out + Σ drops + in flight`. Outbound, *in* is the segments the TUN gave us and
+//! *out* the datagrams the kernel took; inbound, *in* is the datagrams received and *out* the packets the TUN took.
+//! Nobody counts what is in flight: [`Totals::in_flight`](counters::Totals::in_flight) derives it, so a packet that
+//! vanished silently stays in flight for ever and [`check_drained`](counters::Totals::check_drained) says so.
+//!
+//! # From a worker to the operator's eyes
+//!
+//! | who | what | where |
+//! |---|---|---|
+//! | worker | adds to its own [`WorkerCounters`](counters::WorkerCounters) | [`counters`] |
+//! | worker | records into its own [`Recorder`](latency::Recorder), hands it over once a second | [`latency`] |
+//! | stats thread | reads the counters, merges the recorders, gives them back, prints | [`thread`] |
 
 pub mod counters;
 pub mod drop;
+pub mod latency;
+pub mod thread;

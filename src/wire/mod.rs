@@ -24,3 +24,23 @@ pub enum Malformed {
     #[error("the offload header does not fit the packet")]
     BadOffload,
 }
+
+/// The 16-bit big-endian field at `at`; the caller has checked the length.
+pub(crate) fn read_u16(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+/// The 32-bit big-endian field at `at`; the caller has checked the length.
+pub(crate) fn read_u32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+/// Sets the 16-bit big-endian field at `at`; the caller has checked the length.
+pub(crate) fn write_u16(bytes: &mut [u8], at: usize, value: u16) {
+    bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
+}
+
+/// Sets the 32-bit big-endian field at `at`; the caller has checked the length.
+pub(crate) fn write_u32(bytes: &mut [u8], at: usize, value: u32) {
+    bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
+}

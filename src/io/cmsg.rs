@@ -1,0 +1,166 @@
+//! Control messages: UDP_SEGMENT and pktinfo on the way out; UDP_GRO, pktinfo and the receive time on the way in.
+//!
+//! The bytes are laid out and read here as cmsg(3) says, without pointers.
+//!
+//! Source: linux/socket.h (struct cmsghdr), udp(7), ip(7), ipv6(7), socket(7) SO_TIMESTAMPNS.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use libc::c_int;
+
+/// Room for everything we ever send: UDP_SEGMENT (24) and IPV6_PKTINFO (40).
+pub const SEND_CONTROL_BYTES: usize = 64;
+/// Room for everything we ask to receive: UDP_GRO (24), IPV6_PKTINFO (40), SCM_TIMESTAMPNS (32), and some slack.
+pub const RECEIVE_CONTROL_BYTES: usize = 144;
+
+/// struct cmsghdr on 64-bit Linux: length (8), level (4), type (4).
+const HEADER_BYTES: usize = 16;
+const _: () = assert!(size_of::<libc::cmsghdr>() == HEADER_BYTES);
+const ALIGN: usize = 8;
+
+/// Control bytes for a send.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(8))]
+pub struct SendControl {
+    bytes: [u8; SEND_CONTROL_BYTES],
+    used: u8,
+}
+
+impl SendControl {
+    /// No message.
+    pub const fn new() -> SendControl {
+        SendControl { bytes: [0; SEND_CONTROL_BYTES], used: 0 }
+    }
+
+    /// The encoded messages.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.used as usize]
+    }
+
+    /// Asks the kernel to cut the payload every `bytes` bytes.
+    pub fn segment(&mut self, bytes: u16) {
+        self.push(libc::SOL_UDP, libc::UDP_SEGMENT, &bytes.to_ne_bytes());
+    }
+
+    /// Asks the kernel to send from `source`.
+    pub fn source(&mut self, source: IpAddr) {
+        match source {
+            IpAddr::V4(v4) => {
+                // struct in_pktinfo: interface index, local address to use, destination (ignored on send).
+                let mut info = [0; size_of::<libc::in_pktinfo>()];
+                info[4..8].copy_from_slice(&v4.octets());
+                self.push(libc::IPPROTO_IP, libc::IP_PKTINFO, &info);
+            }
+            IpAddr::V6(v6) => {
+                // struct in6_pktinfo: address, interface index.
+                let mut info = [0; size_of::<libc::in6_pktinfo>()];
+                info[..16].copy_from_slice(&v6.octets());
+                self.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info);
+            }
+        }
+    }
+
+    fn push(&mut self, level: c_int, kind: c_int, data: &[u8]) {
+        let start = self.used as usize;
+        let length = HEADER_BYTES + data.len();
+        let end = start + length.next_multiple_of(ALIGN);
+        let message = &mut self.bytes[start..end];
+        message[..8].copy_from_slice(&length.to_ne_bytes());
+        message[8..12].copy_from_slice(&level.to_ne_bytes());
+        message[12..16].copy_from_slice(&kind.to_ne_bytes());
+        message[16..].fill(0);
+        message[16..length].copy_from_slice(data);
+        self.used = end as u8;
+    }
+}
+
+impl Default for SendControl {
+    fn default() -> Self {
+        SendControl::new()
+    }
+}
+
+/// What the kernel told us beside a datagram.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReceiveControl {
+    /// Bytes per datagram when several were joined (UDP_GRO); else 0.
+    pub stride: u16,
+    /// The address it was sent to.
+    pub to: Option<IpAddr>,
+    /// When the kernel received it: nanoseconds of CLOCK_REALTIME.
+    pub realtime_ns: Option<u64>,
+}
+
+impl ReceiveControl {
+    /// Reads received control bytes; unknown and malformed messages are passed over.
+    pub fn parse(mut control: &[u8]) -> ReceiveControl {
+        let mut told = ReceiveControl::default();
+        while let Some((header, _)) = control.split_first_chunk::<HEADER_BYTES>() {
+            let length = usize::from_ne_bytes(field(header, 0));
+            let Some(data) = control.get(HEADER_BYTES..length) else { break };
+            told.message(i32::from_ne_bytes(field(header, 8)), i32::from_ne_bytes(field(header, 12)), data);
+            control = control.get(length.next_multiple_of(ALIGN)..).unwrap_or_default();
+        }
+        told
+    }
+
+    fn message(&mut self, level: c_int, kind: c_int, data: &[u8]) {
+        match (level, kind) {
+            (libc::SOL_UDP, libc::UDP_GRO) if data.len() >= 4 => {
+                self.stride = i32::from_ne_bytes(field(data, 0)) as u16;
+            }
+            (libc::IPPROTO_IP, libc::IP_PKTINFO) if data.len() >= 12 => {
+                // ipi_spec_dst, which is an address of ours even when the packet was a broadcast.
+                self.to = Some(Ipv4Addr::from(field::<4>(data, 4)).into());
+            }
+            (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) if data.len() >= 16 => {
+                self.to = Some(Ipv6Addr::from(field::<16>(data, 0)).into());
+            }
+            (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) if data.len() >= 16 => {
+                let seconds = u64::from_ne_bytes(field(data, 0));
+                let nanos = u64::from_ne_bytes(field(data, 8));
+                self.realtime_ns = seconds.checked_mul(1_000_000_000).and_then(|ns| ns.checked_add(nanos));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The `N` bytes at `start`; the caller has checked the length.
+fn field<const N: usize>(bytes: &[u8], start: usize) -> [u8; N] {
+    bytes[start..start + N].try_into().expect("N bytes")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_encoded_for_a_send_is_laid_out_as_the_kernel_lays_it_out_for_a_receive() {
+        let mut control = SendControl::new();
+        control.segment(1452);
+        control.source("2001:db8::7".parse().expect("an address"));
+        assert_eq!(control.bytes().len(), SEND_CONTROL_BYTES);
+        let told = ReceiveControl::parse(control.bytes());
+        assert_eq!(told.to, Some("2001:db8::7".parse().expect("an address")));
+    }
+
+    #[test]
+    fn the_stride_and_the_receive_time_are_read() {
+        let mut control = SendControl::new();
+        control.push(libc::SOL_UDP, libc::UDP_GRO, &1452i32.to_ne_bytes());
+        let mut stamp = [0; 16];
+        stamp[..8].copy_from_slice(&3u64.to_ne_bytes());
+        stamp[8..].copy_from_slice(&7u64.to_ne_bytes());
+        control.push(libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS, &stamp);
+        let told = ReceiveControl::parse(control.bytes());
+        assert_eq!((told.stride, told.realtime_ns), (1452, Some(3_000_000_007)));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn arbitrary_control_bytes_never_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+            ReceiveControl::parse(&bytes);
+        }
+    }
+}

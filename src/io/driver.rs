@@ -1,0 +1,128 @@
+//! The seam between the data plane and the kernel.
+//!
+//! Three drivers stand behind it: [`super::uring`], [`super::syscall`] and the hostile [`super::fake`]. The worker is generic
+//! over [`Driver`], so there is no dynamic call on the path and the tests run the worker that ships.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use nix::errno::Errno;
+
+use super::lease::Lease;
+use crate::offload::Part;
+use crate::offload::coalesce::Gather;
+use crate::offload::stride::Received;
+use crate::time::Time;
+
+/// Where a datagram goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The peer's UDP address.
+    pub remote: SocketAddr,
+    /// Our address to send from (IP_PKTINFO); `None` leaves it to the routing table.
+    pub local: Option<IpAddr>,
+}
+
+/// One send: `datagrams` equal datagrams (the last may be shorter) in one range of a lent buffer.
+#[derive(Clone, Copy, Debug)]
+pub struct Send {
+    /// The peer it goes to: the worker's own note, handed back with the completion.
+    pub peer: u32,
+    /// Its address.
+    pub to: Endpoint,
+    /// The bytes.
+    pub part: Part,
+    /// Bytes per datagram; the kernel cuts (UDP_SEGMENT) when `datagrams > 1`.
+    pub segment_bytes: u16,
+    /// How many datagrams the range holds.
+    pub datagrams: u16,
+    /// When the first of its packets was read.
+    pub started: Time,
+}
+
+/// Something that happened.
+#[derive(Debug)]
+pub enum Completion {
+    /// One TUN read: vnet header and packet in the first `bytes` of the buffer.
+    TunRead {
+        /// The buffer.
+        lease: Lease,
+        /// How much was read.
+        bytes: u32,
+    },
+    /// Datagrams came in.
+    Received {
+        /// The buffer.
+        lease: Lease,
+        /// Where from, and where in the buffer.
+        received: Received,
+    },
+    /// A send ended. Its buffer stays lent until the next turn, so a refused train can be sent again otherwise.
+    Sent {
+        /// The send.
+        send: Send,
+        /// What the kernel said.
+        result: Result<(), Errno>,
+    },
+    /// A TUN write ended. Its buffers stay lent until the next turn.
+    Written {
+        /// The write, whose lists can be used again.
+        gather: Gather,
+        /// What the kernel said.
+        result: Result<(), Errno>,
+    },
+    /// A receive failed (a pending ICMP error, no memory); receiving goes on.
+    ReceiveFailed(Errno),
+    /// The TUN was deleted.
+    TunGone,
+    /// Somebody rang our [`super::wake::Waker`].
+    Woken,
+}
+
+/// How long a turn may last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Report what is there.
+    Not,
+    /// Sleep until something happens.
+    Forever,
+    /// Sleep until something happens or the time comes.
+    Until(Time),
+}
+
+/// What the driver itself did since it was last asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Effort {
+    /// System calls.
+    pub enters: u64,
+    /// Operations that had to be armed anew (an ended multishot).
+    pub rearms: u64,
+}
+
+/// A worker's hands: queues operations, and reports what became of them.
+pub trait Driver {
+    /// The monotonic clock.
+    fn now(&self) -> Time;
+
+    /// A free buffer for a train, if there is one.
+    fn send_buffer(&mut self) -> Option<Lease>;
+
+    /// Hands a buffer over. Sends and writes may refer to it from now on; it goes back where it came from (send
+    /// buffers, TUN reads, receives) at the start of the first turn at which none of them is under way.
+    fn lend(&mut self, lease: Lease);
+
+    /// Queues a send from a lent buffer. Sends of one worker leave in the order they were queued.
+    fn send(&mut self, send: Send);
+
+    /// Queues a TUN write: the head, then ranges of lent buffers. Writes happen in the order they were queued.
+    fn write(&mut self, gather: Gather);
+
+    /// Carries out what was queued, waits as asked, and appends what happened to `done`, in order per device.
+    ///
+    /// # Errors
+    /// Only when the driver cannot go on at all.
+    fn turn(&mut self, wait: Wait, done: &mut Vec<Completion>) -> io::Result<()>;
+
+    /// Takes the counts since the last call.
+    fn take_effort(&mut self) -> Effort;
+}

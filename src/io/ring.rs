@@ -1,0 +1,251 @@
+//! An io_uring of one thread, and the buffer rings that feed its multishot operations.
+//!
+//! Source: io_uring_setup(2), io_uring_register(2), io_uring_setup_buf_ring(3).
+
+use std::io;
+use std::mem::ManuallyDrop;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use io_uring::types::{BufRingEntry, CancelBuilder, SubmitArgs, Timespec};
+use io_uring::{CompletionQueue, EnterFlags, IoUring, Probe, SubmissionQueue, Submitter, opcode, squeue};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+
+use super::lease::{BUFFER_BYTES, Lease};
+use crate::time::Span;
+
+/// Submissions per enter at most; more are submitted in between.
+const SUBMISSIONS: u32 = 256;
+/// Four times as many completions: an overflow would end our multishot operations.
+const COMPLETIONS: u32 = 4 * SUBMISSIONS;
+
+/// What the ring could be set up with.
+#[derive(Clone, Copy, Debug)]
+pub struct Abilities {
+    /// One multishot read serves the TUN (Linux 6.7); else single reads.
+    pub read_multishot: bool,
+}
+
+/// Whether this process may have a ring as we need it.
+///
+/// # Errors
+/// As [`io_uring_setup(2)`]: EPERM when a sysctl or seccomp forbids it, ENOSYS without it, EINVAL below Linux 6.0.
+///
+/// [`io_uring_setup(2)`]: https://man7.org/linux/man-pages/man2/io_uring_setup.2.html
+pub fn available() -> io::Result<()> {
+    Ring::new().map(drop)
+}
+
+/// A ring whose submission and completion queues are always at hand.
+pub(super) struct Ring {
+    // These three borrow from `owner`; see `Drop`.
+    submitter: ManuallyDrop<Submitter<'static>>,
+    submissions: ManuallyDrop<SubmissionQueue<'static>>,
+    completions: ManuallyDrop<CompletionQueue<'static>>,
+    owner: NonNull<IoUring>,
+}
+
+impl Ring {
+    /// Sets up a ring for the calling thread, stepping down where the kernel is older.
+    ///
+    /// # Errors
+    /// EPERM when a sysctl or seccomp forbids io_uring, ENOSYS without it, EINVAL below Linux 6.0.
+    pub fn new() -> io::Result<Ring> {
+        let ring = set_up(&[
+            |b| b.setup_single_issuer().setup_defer_taskrun().setup_submit_all().setup_no_sqarray(),
+            |b| b.setup_single_issuer().setup_defer_taskrun().setup_submit_all(),
+            |b| b.setup_single_issuer().setup_coop_taskrun().setup_submit_all(),
+        ])?;
+        let owner = NonNull::from(Box::leak(Box::new(ring)));
+        // SAFETY: the box lives until `drop`, which ends the three borrowers first; nothing else refers to it.
+        let (mut submitter, submissions, completions) = unsafe { (*owner.as_ptr()).split() };
+        // Saves a look-up per enter; a kernel without it (below 5.18) does without.
+        let _ = submitter.register_ring_fd();
+        Ok(Ring {
+            submitter: ManuallyDrop::new(submitter),
+            submissions: ManuallyDrop::new(submissions),
+            completions: ManuallyDrop::new(completions),
+            owner,
+        })
+    }
+
+    /// What this kernel's ring can do beyond the minimum.
+    pub fn abilities(&self) -> Abilities {
+        let mut probe = Probe::new();
+        let known = self.submitter.register_probe(&mut probe).is_ok();
+        Abilities { read_multishot: known && probe.is_supported(opcode::ReadMulti::CODE) }
+    }
+
+    /// Registers the descriptors that submissions name by their index.
+    pub fn register_files(&self, files: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let raw: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
+        self.submitter.register_files(&raw)
+    }
+
+    /// Queues a submission; a full queue is submitted first, which adds to `enters`.
+    ///
+    /// # Safety
+    /// Everything `entry` points at must stay valid and, where the kernel writes, unread until its completion.
+    pub unsafe fn push(&mut self, entry: &squeue::Entry, enters: &mut u64) -> io::Result<()> {
+        // SAFETY: passed on to our caller.
+        while unsafe { self.submissions.push(entry) }.is_err() {
+            self.submissions.sync();
+            *enters += 1;
+            self.submitter.submit()?;
+            self.submissions.sync();
+        }
+        Ok(())
+    }
+
+    /// Submits what is queued and waits for `want` completions, or until `timeout`.
+    ///
+    /// # Errors
+    /// Never EINTR, ETIME or EBUSY: those end the wait like a completion does.
+    pub fn enter(&mut self, want: u32, timeout: Option<Span>) -> io::Result<()> {
+        self.submissions.sync();
+        let entered = match timeout {
+            Some(span) => {
+                let nanos = span.as_nanos();
+                let spec = Timespec::new().sec(nanos / 1_000_000_000).nsec((nanos % 1_000_000_000) as u32);
+                self.submitter.submit_with_args(want as usize, &SubmitArgs::new().timespec(&spec))
+            }
+            // GETEVENTS also without waiting: with DEFER_TASKRUN nothing completes otherwise.
+            None if want == 0 => {
+                let queued = self.submissions.len() as u32;
+                // SAFETY: no argument is passed; (S).
+                unsafe { self.submitter.enter::<()>(queued, 0, EnterFlags::GETEVENTS.bits(), None) }
+            }
+            None => self.submitter.submit_and_wait(want as usize),
+        };
+        self.submissions.sync();
+        self.completions.sync();
+        match entered {
+            Err(error) if !ends_the_wait(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// The next completion: user data, result, flags.
+    pub fn next(&mut self) -> Option<(u64, i32, u32)> {
+        let entry = self.completions.next()?;
+        Some((entry.user_data(), entry.result(), entry.flags()))
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // Pending reads hold the TUN open until the kernel has torn the ring down; cancelled ones do not.
+        let _ = self.submitter.register_sync_cancel(None, CancelBuilder::any());
+        // SAFETY: each is dropped once, and before the ring that it borrows from.
+        unsafe {
+            ManuallyDrop::drop(&mut self.submitter);
+            ManuallyDrop::drop(&mut self.submissions);
+            ManuallyDrop::drop(&mut self.completions);
+            drop(Box::from_raw(self.owner.as_ptr()));
+        }
+    }
+}
+
+type Builder = io_uring::Builder<squeue::Entry, io_uring::cqueue::Entry>;
+
+fn set_up(ladder: &[fn(&mut Builder) -> &mut Builder]) -> io::Result<IoUring> {
+    let mut refusal = io::Error::from_raw_os_error(libc::EINVAL);
+    for step in ladder {
+        let mut builder: Builder = IoUring::builder();
+        match step(builder.setup_cqsize(COMPLETIONS)).build(SUBMISSIONS) {
+            Ok(ring) => return Ok(ring),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refusal = error,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(refusal)
+}
+
+fn ends_the_wait(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN))
+}
+
+/// A provided-buffer ring: buffers the kernel picks from when a multishot operation has something to deliver.
+/// Registered before the first packet.
+pub(super) struct BufferRing {
+    entries: NonNull<BufRingEntry>,
+    mask: u16,
+    tail: u16,
+    group: u16,
+    mapped_bytes: NonZeroUsize,
+    /// The leases in the kernel's hands, by slot number minus `first_slot`.
+    provided: Vec<Option<Lease>>,
+    first_slot: u16,
+    /// How many buffers the kernel still has.
+    pub available: u16,
+}
+
+impl BufferRing {
+    /// Registers a ring for the buffers numbered `first_slot .. first_slot + count` (`count` a power of two) as `group`.
+    ///
+    /// # Errors
+    /// EINVAL below Linux 5.19, ENOMEM.
+    pub fn register(ring: &Ring, group: u16, first_slot: u16, count: u16) -> io::Result<BufferRing> {
+        assert!(count.is_power_of_two(), "{count} buffers");
+        let mapped_bytes = NonZeroUsize::new((count as usize * size_of::<BufRingEntry>()).next_multiple_of(4096))
+            .expect("never zero");
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a fresh anonymous mapping aliases nothing; page-aligned as the kernel wants.
+        let base = unsafe { mmap_anonymous(None, mapped_bytes, protection, MapFlags::MAP_PRIVATE)? };
+        // SAFETY: the mapping stays until `drop`, which the driver runs after the ring's.
+        unsafe { ring.submitter.register_buf_ring_with_flags(base.as_ptr() as u64, count, group, 0)? };
+        Ok(BufferRing {
+            entries: base.cast(),
+            mask: count - 1,
+            tail: 0,
+            group,
+            mapped_bytes,
+            provided: (0..count).map(|_| None).collect(),
+            first_slot,
+            available: 0,
+        })
+    }
+
+    /// The group's number, for submissions.
+    pub fn group(&self) -> u16 {
+        self.group
+    }
+
+    /// Whether `slot` belongs to this ring.
+    pub fn owns(&self, slot: u16) -> bool {
+        usize::from(slot.wrapping_sub(self.first_slot)) < self.provided.len()
+    }
+
+    /// Gives a buffer to the kernel.
+    pub fn provide(&mut self, lease: Lease) {
+        let index = usize::from(lease.slot() - self.first_slot);
+        assert!(self.provided[index].is_none(), "buffer {} provided twice", lease.slot());
+        // SAFETY: index within the mapping; the kernel reads an entry only after the tail has passed it.
+        let entry = unsafe { &mut *self.entries.as_ptr().add(usize::from(self.tail & self.mask)) };
+        entry.set_addr(lease.as_ptr() as u64);
+        entry.set_len(BUFFER_BYTES as u32);
+        entry.set_bid(lease.slot());
+        self.tail = self.tail.wrapping_add(1);
+        self.available += 1;
+        self.provided[index] = Some(lease);
+        // SAFETY: the tail lies in the first entry's reserved field, aligned, written by us alone.
+        let tail = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.entries.as_ptr()).cast_mut()) };
+        // Pairs with the kernel's acquire load of the tail before it reads entries.
+        tail.store(self.tail, Ordering::Release);
+    }
+
+    /// Takes back the buffer that a completion named.
+    pub fn take(&mut self, slot: u16) -> Lease {
+        self.available -= 1;
+        self.provided[usize::from(slot - self.first_slot)].take().expect("the kernel returns what it was given")
+    }
+}
+
+impl Drop for BufferRing {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `register`; the ring that used it is gone (field order in the driver).
+        let _ = unsafe { munmap(self.entries.cast(), self.mapped_bytes.get()) };
+    }
+}

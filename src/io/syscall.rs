@@ -1,0 +1,284 @@
+//! The driver on plain system calls: epoll, read, writev, recvmsg, sendmsg, with the same offloads.
+//!
+//! For containers and kernels that refuse io_uring, and as the other side of every measurement.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+use super::clock;
+use super::cmsg::RECEIVE_CONTROL_BYTES;
+use super::driver::{Completion, Driver, Effort, Send, Wait};
+use super::lease::{self, Lease, Loans};
+use super::message::{Devices, NAME_BYTES, OperationMemory, PAYLOAD_START, end_write, received};
+use super::uring::gone;
+use super::wake::Waker;
+use crate::offload::coalesce::Gather;
+use crate::offload::stride::Received;
+use crate::time::Time;
+
+/// Buffers for TUN reads, for receives, for trains: as many as may be read in one turn, so one device cannot starve another.
+const TUN_BUFFERS: u16 = 16;
+const RECEIVE_BUFFERS: u16 = 16;
+const SEND_BUFFERS: u16 = 16;
+
+/// What an epoll event belongs to, and the index of its flag in `ready`.
+const TUN: usize = 0;
+const V4: usize = 1;
+const V6: usize = 2;
+const WAKE: usize = 3;
+
+/// [`Driver`] on plain system calls.
+pub struct Syscall {
+    epoll: Epoll,
+    devices: Devices,
+    waker: Waker,
+    loans: Loans,
+    tun_free: Vec<Lease>,
+    receive_free: Vec<Lease>,
+    send_free: Vec<Lease>,
+    queued: Vec<Queued>,
+    memory: Box<OperationMemory>,
+    /// Edge-triggered: set by an event, cleared by EAGAIN.
+    ready: [bool; 4],
+    now: Time,
+    effort: Effort,
+}
+
+enum Queued {
+    Send(Send),
+    Write(Gather),
+}
+
+impl Syscall {
+    /// A driver for the calling thread.
+    ///
+    /// # Errors
+    /// EMFILE, ENOMEM.
+    pub fn new(devices: Devices, waker: Waker) -> io::Result<Syscall> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let watch = |fd: BorrowedFd<'_>, which: usize| {
+            epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, which as u64))
+        };
+        watch(devices.tun.as_fd(), TUN)?;
+        watch(waker.as_fd(), WAKE)?;
+        for (socket, which) in [(&devices.v4, V4), (&devices.v6, V6)] {
+            if let Some(socket) = socket {
+                watch(socket.receive.as_fd(), which)?;
+            }
+        }
+        let mut leases = lease::map(TUN_BUFFERS + RECEIVE_BUFFERS + SEND_BUFFERS)?;
+        let send_free = leases.split_off(usize::from(TUN_BUFFERS + RECEIVE_BUFFERS));
+        let receive_free = leases.split_off(usize::from(TUN_BUFFERS));
+        Ok(Syscall {
+            epoll,
+            devices,
+            waker,
+            loans: Loans::new(usize::from(TUN_BUFFERS + RECEIVE_BUFFERS + SEND_BUFFERS)),
+            tun_free: leases,
+            receive_free,
+            send_free,
+            queued: Vec::new(),
+            memory: Box::new(OperationMemory::new()),
+            ready: [true; 4],
+            now: clock::now(),
+            effort: Effort::default(),
+        })
+    }
+
+    fn carry_out_queued(&mut self, done: &mut Vec<Completion>) {
+        let mut queued = std::mem::take(&mut self.queued);
+        for operation in queued.drain(..) {
+            self.effort.enters += 1;
+            done.push(match operation {
+                Queued::Send(send) => self.carry_out_send(send),
+                Queued::Write(gather) => self.carry_out_write(gather),
+            });
+        }
+        self.queued = queued;
+    }
+
+    fn carry_out_send(&mut self, send: Send) -> Completion {
+        let header = self.memory.prepare_send(&send, &mut self.loans);
+        let socket = if send.to.remote.is_ipv4() { &self.devices.v4 } else { &self.devices.v6 };
+        let result = match socket {
+            Some(socket) => {
+                let fd = socket.send.as_ref().unwrap_or(&socket.receive).as_raw_fd();
+                // SAFETY: (O) the header was just prepared and points into lent buffers (L).
+                check(|| unsafe { libc::sendmsg(fd, header, libc::MSG_DONTWAIT) })
+            }
+            None => Err(Errno::EAFNOSUPPORT),
+        };
+        self.loans.end_use(send.part.slot);
+        Completion::Sent { send, result: result.map(|_| ()) }
+    }
+
+    fn carry_out_write(&mut self, gather: Gather) -> Completion {
+        let (iovecs, count) = self.memory.prepare_write(&gather, &mut self.loans);
+        let tun = self.devices.tun.as_raw_fd();
+        // SAFETY: (O) the iovecs were just prepared and point into lent buffers (L).
+        let result = check(|| unsafe { libc::writev(tun, iovecs, count as i32) });
+        end_write(&gather, &mut self.loans);
+        Completion::Written { gather, result: result.map(|_| ()) }
+    }
+
+    fn read_tun(&mut self, done: &mut Vec<Completion>) {
+        while self.ready[TUN]
+            && let Some(lease) = self.tun_free.pop()
+        {
+            let tun = self.devices.tun.as_raw_fd();
+            self.effort.enters += 1;
+            // SAFETY: (L) the lease is ours and BUFFER_BYTES long.
+            match check(|| unsafe { libc::read(tun, lease.as_ptr().cast(), lease::BUFFER_BYTES) }) {
+                Ok(bytes) => done.push(Completion::TunRead { lease, bytes: bytes as u32 }),
+                Err(error) => {
+                    self.tun_free.push(lease);
+                    self.ready[TUN] = false;
+                    if gone(-(error as i32)) {
+                        done.push(Completion::TunGone);
+                    }
+                }
+            }
+        }
+    }
+
+    fn receive(&mut self, which: usize, done: &mut Vec<Completion>) {
+        let socket = if which == V4 { &self.devices.v4 } else { &self.devices.v6 };
+        let Some(socket) = socket else { return };
+        let fd = socket.receive.as_raw_fd();
+        let realtime_offset = clock::realtime_offset();
+        while self.ready[which]
+            && let Some(mut lease) = self.receive_free.pop()
+        {
+            self.effort.enters += 1;
+            match receive_into(fd, &mut lease, realtime_offset, self.now) {
+                Ok(Some(received)) => done.push(Completion::Received { lease, received }),
+                Ok(None) => self.receive_free.push(lease),
+                Err(error) => {
+                    self.receive_free.push(lease);
+                    match error {
+                        Errno::EAGAIN => self.ready[which] = false,
+                        error => done.push(Completion::ReceiveFailed(error)),
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn poll(&mut self, wait: Wait) -> io::Result<()> {
+        let timeout = match wait {
+            Wait::Not => EpollTimeout::ZERO,
+            Wait::Forever => EpollTimeout::NONE,
+            Wait::Until(deadline) => {
+                let millis = deadline.since(clock::now()).as_nanos().div_ceil(1_000_000);
+                EpollTimeout::try_from(millis.min(60_000) as u32).unwrap_or(EpollTimeout::ZERO)
+            }
+        };
+        let mut events = [EpollEvent::empty(); 4];
+        self.effort.enters += 1;
+        match self.epoll.wait(&mut events, timeout) {
+            Ok(count) => events[..count].iter().for_each(|event| self.ready[event.data() as usize] = true),
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    fn read_ready(&mut self, done: &mut Vec<Completion>) {
+        self.read_tun(done);
+        self.receive(V4, done);
+        self.receive(V6, done);
+        if std::mem::take(&mut self.ready[WAKE]) {
+            self.waker.clear();
+            done.push(Completion::Woken);
+        }
+    }
+}
+
+impl Driver for Syscall {
+    fn now(&self) -> Time {
+        self.now
+    }
+
+    fn send_buffer(&mut self) -> Option<Lease> {
+        self.send_free.pop()
+    }
+
+    fn lend(&mut self, lease: Lease) {
+        self.loans.lend(lease);
+    }
+
+    fn send(&mut self, send: Send) {
+        self.queued.push(Queued::Send(send));
+    }
+
+    fn write(&mut self, gather: Gather) {
+        self.queued.push(Queued::Write(gather));
+    }
+
+    fn turn(&mut self, wait: Wait, done: &mut Vec<Completion>) -> io::Result<()> {
+        let Syscall { loans, tun_free, receive_free, send_free, .. } = self;
+        loans.collect(|lease| match lease.slot() {
+            slot if slot < TUN_BUFFERS => tun_free.push(lease),
+            slot if slot < TUN_BUFFERS + RECEIVE_BUFFERS => receive_free.push(lease),
+            _ => send_free.push(lease),
+        });
+        self.carry_out_queued(done);
+        self.now = clock::now();
+        self.read_ready(done);
+        if done.is_empty() {
+            self.poll(wait)?;
+            self.now = clock::now();
+            self.read_ready(done);
+        }
+        Ok(())
+    }
+
+    fn take_effort(&mut self) -> Effort {
+        std::mem::take(&mut self.effort)
+    }
+}
+
+fn receive_into(
+    fd: i32,
+    lease: &mut Lease,
+    realtime_offset: i64,
+    now: Time,
+) -> Result<Option<Received>, Errno> {
+    let mut name = [0u8; NAME_BYTES];
+    let mut control = ControlBytes([0; RECEIVE_CONTROL_BYTES]);
+    let payload = &mut lease[PAYLOAD_START..];
+    let mut iovec = libc::iovec { iov_base: payload.as_mut_ptr().cast(), iov_len: payload.len() };
+    // SAFETY: (R) all zero is a valid msghdr.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_name = name.as_mut_ptr().cast();
+    header.msg_namelen = NAME_BYTES as u32;
+    header.msg_iov = &raw mut iovec;
+    header.msg_iovlen = 1;
+    header.msg_control = control.0.as_mut_ptr().cast();
+    header.msg_controllen = RECEIVE_CONTROL_BYTES;
+    // SAFETY: everything the header points at outlives this call; (L) the lease is ours.
+    let bytes = check(|| unsafe { libc::recvmsg(fd, &raw mut header, libc::MSG_DONTWAIT) })?;
+    let name = &name[..(header.msg_namelen as usize).min(NAME_BYTES)];
+    let control = &control.0[..header.msg_controllen.min(RECEIVE_CONTROL_BYTES)];
+    let truncated = header.msg_flags & libc::MSG_TRUNC != 0;
+    Ok(received(name, control, bytes, truncated, realtime_offset, now))
+}
+
+/// Control bytes with the alignment of struct cmsghdr.
+#[repr(C, align(8))]
+struct ControlBytes([u8; RECEIVE_CONTROL_BYTES]);
+
+/// Runs a system call until it is not interrupted, and turns -1 into errno.
+fn check(mut call: impl FnMut() -> isize) -> Result<usize, Errno> {
+    loop {
+        match Errno::result(call()) {
+            Ok(value) => return Ok(value as usize),
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! The driver on io_uring.
+//!
+//! One turn is one enter: it submits what the worker queued, waits, and brings what happened. Receiving is multishot from
+//! provided buffers; it is armed anew at the start of a turn whenever it ended (buffers ran dry, completion queue full).
+//! Sends carry MSG_DONTWAIT and TUN writes never block, so both complete within the enter that submits them.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use io_uring::{cqueue, opcode, squeue, types};
+use nix::errno::Errno;
+use slab::Slab;
+
+use super::cmsg::RECEIVE_CONTROL_BYTES;
+use super::driver::{Completion, Driver, Effort, Send, Wait};
+use super::lease::{self, Lease, Loans};
+use super::message::{Devices, NAME_BYTES, OperationMemory, end_write, received};
+use super::ring::{BufferRing, Ring};
+use super::wake::Waker;
+use super::clock;
+use crate::offload::coalesce::Gather;
+use crate::offload::stride::Received;
+use crate::time::Time;
+
+/// Buffers for TUN reads, for receives, for trains. The first two rotate first-in first-out through the cache, so few
+/// are better than many; powers of two.
+const TUN_BUFFERS: u16 = 16;
+const RECEIVE_BUFFERS: u16 = 16;
+const SEND_BUFFERS: u16 = 16;
+/// Single TUN reads under way at most: more on one TUN end in kernel threads.
+const SINGLE_READS: u16 = 2;
+/// Operations under way at most.
+const OPERATIONS: usize = 256;
+
+/// Index of each registered file.
+const TUN: u32 = 0;
+const WAKE: u32 = 1;
+const RECEIVE_V4: u32 = 2;
+const RECEIVE_V6: u32 = 3;
+const SEND_V4: u32 = 4;
+const SEND_V6: u32 = 5;
+
+/// What a completion belongs to: the upper half of its user data; the lower half is the operation's key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+enum Kind {
+    TunRead,
+    ReceiveV4,
+    ReceiveV6,
+    Wake,
+    Operation,
+}
+
+fn token(kind: Kind, key: usize) -> u64 {
+    (kind as u64) << 32 | key as u64
+}
+
+fn kind_of(user_data: u64) -> Kind {
+    match user_data >> 32 {
+        0 => Kind::TunRead,
+        1 => Kind::ReceiveV4,
+        2 => Kind::ReceiveV6,
+        3 => Kind::Wake,
+        4 => Kind::Operation,
+        other => panic!("a completion of kind {other}, which we never submit"),
+    }
+}
+
+/// What the worker queued, until its completion.
+enum Operation {
+    Send(Send),
+    Write(Gather),
+}
+
+/// [`Driver`] on a ring of the calling thread.
+pub struct Uring {
+    // Order matters: the ring goes before the memory it uses.
+    ring: Ring,
+    tun_buffers: BufferRing,
+    receive_buffers: BufferRing,
+    devices: Devices,
+    waker: Waker,
+    loans: Loans,
+    free: Vec<Lease>,
+    operations: Slab<Operation>,
+    memory: Vec<OperationMemory>,
+    /// msghdr of the multishot receives: only the two lengths matter to the kernel.
+    receive_header: Box<libc::msghdr>,
+    /// One multishot read, or (below Linux 6.7) single ones.
+    read_multishot: bool,
+    tun_reads_armed: u16,
+    receives_armed: [bool; 2],
+    wake_armed: bool,
+    /// Completions reaped while making room for operations.
+    early: Vec<Completion>,
+    now: Time,
+    effort: Effort,
+}
+
+impl Uring {
+    /// Sets up a ring for the calling thread, which must be the one that uses it: (S).
+    ///
+    /// # Errors
+    /// What [`Ring::new`] refuses; EMFILE when RLIMIT_NOFILE is below six.
+    pub fn new(devices: Devices, waker: Waker) -> io::Result<Uring> {
+        let ring = Ring::new()?;
+        register_files(&ring, &devices, &waker)?;
+        let mut tun_buffers = BufferRing::register(&ring, 0, 0, TUN_BUFFERS)?;
+        let mut receive_buffers = BufferRing::register(&ring, 1, TUN_BUFFERS, RECEIVE_BUFFERS)?;
+        let mut free = Vec::with_capacity(usize::from(SEND_BUFFERS));
+        for lease in lease::map(TUN_BUFFERS + RECEIVE_BUFFERS + SEND_BUFFERS)? {
+            go_home(lease, &mut tun_buffers, &mut receive_buffers, &mut free);
+        }
+        Ok(Uring {
+            read_multishot: ring.abilities().read_multishot,
+            ring,
+            tun_buffers,
+            receive_buffers,
+            devices,
+            waker,
+            loans: Loans::new(usize::from(TUN_BUFFERS + RECEIVE_BUFFERS + SEND_BUFFERS)),
+            free,
+            operations: Slab::with_capacity(OPERATIONS),
+            memory: (0..OPERATIONS).map(|_| OperationMemory::new()).collect(),
+            receive_header: Box::new(receive_header()),
+            tun_reads_armed: 0,
+            receives_armed: [false; 2],
+            wake_armed: false,
+            early: Vec::with_capacity(OPERATIONS),
+            now: clock::now(),
+            effort: Effort::default(),
+        })
+    }
+
+    /// Arms whatever receives and is not armed, as far as there are buffers for it.
+    fn arm(&mut self) -> io::Result<()> {
+        if self.tun_buffers.available > 0 {
+            self.arm_tun()?;
+        }
+        if self.receive_buffers.available > 0 {
+            self.arm_receives()?;
+        }
+        if !self.wake_armed {
+            let poll = opcode::PollAdd::new(types::Fixed(WAKE), libc::POLLIN as u32);
+            self.push(poll.build(), token(Kind::Wake, 0))?;
+            self.wake_armed = true;
+        }
+        Ok(())
+    }
+
+    fn arm_tun(&mut self) -> io::Result<()> {
+        let group = self.tun_buffers.group();
+        if self.read_multishot {
+            if self.tun_reads_armed == 0 {
+                let read = opcode::ReadMulti::new(types::Fixed(TUN), 0, group);
+                self.push(read.build(), token(Kind::TunRead, 0))?;
+                self.tun_reads_armed = 1;
+                self.effort.rearms += 1;
+            }
+            return Ok(());
+        }
+        while self.tun_reads_armed < SINGLE_READS.min(self.tun_buffers.available) {
+            let read = opcode::Read::new(types::Fixed(TUN), std::ptr::null_mut(), lease::BUFFER_BYTES as u32)
+                .buf_group(group)
+                .build()
+                .flags(squeue::Flags::BUFFER_SELECT);
+            self.push(read, token(Kind::TunRead, 0))?;
+            self.tun_reads_armed += 1;
+        }
+        Ok(())
+    }
+
+    fn arm_receives(&mut self) -> io::Result<()> {
+        let have = [self.devices.v4.is_some(), self.devices.v6.is_some()];
+        for (family, (file, kind)) in [(RECEIVE_V4, Kind::ReceiveV4), (RECEIVE_V6, Kind::ReceiveV6)].into_iter().enumerate() {
+            if have[family] && !self.receives_armed[family] {
+                let header = &raw const *self.receive_header;
+                let receive = opcode::RecvMsgMulti::new(types::Fixed(file), header, self.receive_buffers.group());
+                self.push(receive.build(), token(kind, 0))?;
+                self.receives_armed[family] = true;
+                self.effort.rearms += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, entry: squeue::Entry, user_data: u64) -> io::Result<()> {
+        // SAFETY: (L) buffers are lent or provided; (O) the rest lies in `memory` or `receive_header`, which
+        // live and stay put until the ring is dropped.
+        unsafe { self.ring.push(&entry.user_data(user_data), &mut self.effort.enters) }
+    }
+
+    /// A free operation slot; reaps when all are taken, which ends the operations since they complete at submission.
+    fn make_room(&mut self) {
+        while self.operations.len() == OPERATIONS {
+            let mut early = std::mem::take(&mut self.early);
+            self.effort.enters += 1;
+            self.ring.enter(1, None).expect("the ring accepts what it accepted before");
+            self.reap(&mut early);
+            self.early = early;
+        }
+    }
+
+    fn reap(&mut self, done: &mut Vec<Completion>) {
+        self.now = clock::now();
+        let mut realtime_offset = None;
+        while let Some((user_data, result, flags)) = self.ring.next() {
+            match kind_of(user_data) {
+                Kind::Operation => done.push(self.end_operation(user_data as u32 as usize, result)),
+                Kind::TunRead => done.extend(self.end_tun_read(result, flags)),
+                kind @ (Kind::ReceiveV4 | Kind::ReceiveV6) => {
+                    let offset = *realtime_offset.get_or_insert_with(clock::realtime_offset);
+                    done.extend(self.end_receive(kind, result, flags, offset));
+                }
+                Kind::Wake => {
+                    self.wake_armed = false;
+                    self.waker.clear();
+                    done.push(Completion::Woken);
+                }
+            }
+        }
+    }
+
+    fn end_operation(&mut self, key: usize, result: i32) -> Completion {
+        let result = if result < 0 { Err(Errno::from_raw(-result)) } else { Ok(()) };
+        match self.operations.remove(key) {
+            Operation::Send(send) => {
+                self.loans.end_use(send.part.slot);
+                Completion::Sent { send, result }
+            }
+            Operation::Write(gather) => {
+                end_write(&gather, &mut self.loans);
+                Completion::Written { gather, result }
+            }
+        }
+    }
+
+    fn end_tun_read(&mut self, result: i32, flags: u32) -> Option<Completion> {
+        if !cqueue::more(flags) {
+            self.tun_reads_armed -= 1;
+        }
+        let lease = cqueue::buffer_select(flags).map(|slot| self.tun_buffers.take(slot));
+        match (result, lease) {
+            (bytes @ 0.., Some(lease)) => Some(Completion::TunRead { lease, bytes: bytes as u32 }),
+            (error, lease) => {
+                if let Some(lease) = lease {
+                    self.tun_buffers.provide(lease);
+                }
+                gone(error).then_some(Completion::TunGone)
+            }
+        }
+    }
+
+    fn end_receive(&mut self, kind: Kind, result: i32, flags: u32, realtime_offset: i64) -> Option<Completion> {
+        if !cqueue::more(flags) {
+            self.receives_armed[(kind == Kind::ReceiveV6) as usize] = false;
+        }
+        let lease = cqueue::buffer_select(flags).map(|slot| self.receive_buffers.take(slot));
+        match (result, lease) {
+            (bytes @ 0.., Some(lease)) => match self.received(&lease, bytes as usize, realtime_offset) {
+                Some(received) => Some(Completion::Received { lease, received }),
+                None => {
+                    self.receive_buffers.provide(lease);
+                    Some(Completion::ReceiveFailed(Errno::EPROTO))
+                }
+            },
+            (error, lease) => {
+                if let Some(lease) = lease {
+                    self.receive_buffers.provide(lease);
+                }
+                // Out of buffers is not an error: it is how a multishot says that it must be armed again.
+                (error != -libc::ENOBUFS && error < 0).then(|| Completion::ReceiveFailed(Errno::from_raw(-error)))
+            }
+        }
+    }
+
+    fn received(&self, lease: &Lease, bytes: usize, realtime_offset: i64) -> Option<Received> {
+        let out = types::RecvMsgOut::parse(lease.get(..bytes)?, &self.receive_header).ok()?;
+        received(
+            out.name_data(),
+            out.control_data(),
+            out.payload_data().len(),
+            out.is_payload_truncated(),
+            realtime_offset,
+            self.now,
+        )
+    }
+}
+
+impl Driver for Uring {
+    fn now(&self) -> Time {
+        self.now
+    }
+
+    fn send_buffer(&mut self) -> Option<Lease> {
+        self.free.pop()
+    }
+
+    fn lend(&mut self, lease: Lease) {
+        self.loans.lend(lease);
+    }
+
+    fn send(&mut self, send: Send) {
+        self.make_room();
+        let key = self.operations.insert(Operation::Send(send));
+        let header = self.memory[key].prepare_send(&send, &mut self.loans);
+        let file = types::Fixed(if send.to.remote.is_ipv4() { SEND_V4 } else { SEND_V6 });
+        let entry = opcode::SendMsg::new(file, header).flags(libc::MSG_DONTWAIT as u32).build();
+        self.push(entry, token(Kind::Operation, key)).expect("the ring accepts what it accepted before");
+    }
+
+    fn write(&mut self, gather: Gather) {
+        self.make_room();
+        let key = self.operations.vacant_key();
+        let (iovecs, count) = self.memory[key].prepare_write(&gather, &mut self.loans);
+        self.operations.insert(Operation::Write(gather));
+        let entry = opcode::Writev::new(types::Fixed(TUN), iovecs, count as u32).build();
+        self.push(entry, token(Kind::Operation, key)).expect("the ring accepts what it accepted before");
+    }
+
+    fn turn(&mut self, wait: Wait, done: &mut Vec<Completion>) -> io::Result<()> {
+        let Uring { loans, tun_buffers, receive_buffers, free, .. } = self;
+        loans.collect(|lease| go_home(lease, tun_buffers, receive_buffers, free));
+        done.append(&mut self.early);
+        self.arm()?;
+        let (want, timeout) = match wait {
+            _ if !done.is_empty() => (0, None),
+            Wait::Not => (0, None),
+            Wait::Forever => (1, None),
+            Wait::Until(deadline) => (1, Some(deadline.since(clock::now()))),
+        };
+        self.effort.enters += 1;
+        self.ring.enter(want, timeout)?;
+        self.reap(done);
+        Ok(())
+    }
+
+    fn take_effort(&mut self) -> Effort {
+        std::mem::take(&mut self.effort)
+    }
+}
+
+/// Registers the descriptors at the indices named above.
+fn register_files(ring: &Ring, devices: &Devices, waker: &Waker) -> io::Result<()> {
+    let tun = devices.tun.as_fd();
+    let v4 = devices.v4.as_ref();
+    let v6 = devices.v6.as_ref();
+    // A missing family is registered as the TUN and never named.
+    let receive_v4 = v4.map_or(tun, |socket| socket.receive.as_fd());
+    let receive_v6 = v6.map_or(tun, |socket| socket.receive.as_fd());
+    let send_v4 = v4.and_then(|socket| socket.send.as_ref()).map_or(receive_v4, |fd| fd.as_fd());
+    let send_v6 = v6.and_then(|socket| socket.send.as_ref()).map_or(receive_v6, |fd| fd.as_fd());
+    ring.register_files(&[tun, waker.as_fd(), receive_v4, receive_v6, send_v4, send_v6])
+}
+
+fn go_home(lease: Lease, tun: &mut BufferRing, receive: &mut BufferRing, free: &mut Vec<Lease>) {
+    if tun.owns(lease.slot()) {
+        tun.provide(lease);
+    } else if receive.owns(lease.slot()) {
+        receive.provide(lease);
+    } else {
+        free.push(lease);
+    }
+}
+
+fn receive_header() -> libc::msghdr {
+    // SAFETY: (R) all zero is a valid msghdr.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_namelen = NAME_BYTES as u32;
+    header.msg_controllen = RECEIVE_CONTROL_BYTES;
+    header
+}
+
+/// Whether a TUN read failed because the device is no more.
+pub(super) fn gone(result: i32) -> bool {
+    matches!(-result, libc::EBADFD | libc::EBADF | libc::ENODEV)
+}

@@ -1,0 +1,367 @@
+//! The stats thread: collects what the workers counted and recorded, and prints it.
+//!
+//! It sleeps until a worker hands over a recorder, the interval ends, or it is told to stop. Workers never wait for it.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick};
+use hdrhistogram::Histogram;
+
+use super::counters::{Totals, WorkerCounters};
+use super::drop::Direction;
+use super::latency::{Full, histogram};
+
+/// The running stats thread. Dropping it without [`StatsHandle::stop`] ends the thread too, without a summary.
+#[derive(Debug)]
+pub struct StatsHandle {
+    thread: JoinHandle<Summary>,
+    /// Nothing is ever sent: closing the channel tells the thread to stop.
+    stop: Sender<()>,
+    /// Whether the operator asked for statistics.
+    print: bool,
+}
+
+/// Starts the thread. It prints to standard error every `interval`, or only collects if there is none.
+///
+/// # Errors
+/// The operating system gives us no thread.
+pub fn spawn(
+    counters: Vec<Arc<WorkerCounters>>,
+    inbox: Receiver<Full>,
+    interval: Option<Duration>,
+) -> io::Result<StatsHandle> {
+    let (stop, stopped) = bounded(0);
+    let thread = std::thread::Builder::new()
+        .name("stats".into())
+        .spawn(move || Collector::new(counters).run(inbox, interval, &stopped))?;
+    Ok(StatsHandle { thread, stop, print: interval.is_some() })
+}
+
+impl StatsHandle {
+    /// Takes in what the workers flushed, ends the thread, and returns the summary of the whole run. Prints it too if
+    /// an interval was asked for. Call it when the workers have ended, so that the numbers are final.
+    pub fn stop(self) -> Summary {
+        drop(self.stop);
+        let summary = match self.thread.join() {
+            Ok(summary) => summary,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        if self.print {
+            print(&summary);
+        }
+        summary
+    }
+}
+
+/// Writes to standard error. Statistics nobody can read are no reason to stop.
+fn print(block: &impl fmt::Display) {
+    let _ = io::stderr().lock().write_all(block.to_string().as_bytes());
+}
+
+/// Latencies of both directions added up over workers and seconds.
+#[derive(Clone, Debug)]
+pub struct Latencies {
+    /// From the TUN read to the datagram sent, in nanoseconds.
+    pub outbound: Histogram<u64>,
+    /// From the kernel's receive timestamp to the TUN write done, in nanoseconds.
+    pub inbound: Histogram<u64>,
+}
+
+impl Latencies {
+    fn new() -> Latencies {
+        Latencies { outbound: histogram(), inbound: histogram() }
+    }
+
+    fn of(&self, direction: Direction) -> &Histogram<u64> {
+        match direction {
+            Direction::Outbound => &self.outbound,
+            Direction::Inbound => &self.inbound,
+        }
+    }
+
+    fn add(&mut self, full: &Full) {
+        for (sum, part) in
+            [(&mut self.outbound, &full.recorder.outbound), (&mut self.inbound, &full.recorder.inbound)]
+        {
+            for bucket in part.iter_recorded() {
+                sum.saturating_record_n(bucket.value_iterated_to(), u64::from(bucket.count_at_value()));
+            }
+        }
+    }
+
+    fn clear(&mut self) {
+        self.outbound.reset();
+        self.inbound.reset();
+    }
+}
+
+/// What the thread knows.
+struct Collector {
+    counters: Vec<Arc<WorkerCounters>>,
+    /// The counters when the last interval ended.
+    before: Totals,
+    since_last_print: Latencies,
+    whole_run: Latencies,
+    merged_intervals: u64,
+}
+
+impl Collector {
+    fn new(counters: Vec<Arc<WorkerCounters>>) -> Collector {
+        Collector {
+            counters,
+            before: Totals::default(),
+            since_last_print: Latencies::new(),
+            whole_run: Latencies::new(),
+            merged_intervals: 0,
+        }
+    }
+
+    fn run(
+        mut self,
+        mut inbox: Receiver<Full>,
+        interval: Option<Duration>,
+        stopped: &Receiver<()>,
+    ) -> Summary {
+        let ticks = interval.map_or_else(never, tick);
+        let mut last_tick = None;
+        loop {
+            select! {
+                recv(inbox) -> message => match message {
+                    Ok(full) => self.collect(full),
+                    // All workers have ended; a closed channel is always ready, so stop looking at it.
+                    Err(_) => inbox = never(),
+                },
+                recv(ticks) -> tick => {
+                    let Ok(now) = tick else { continue };
+                    // A late tick covers more than one interval: divide by the time that really passed.
+                    let elapsed = last_tick.map_or(interval.unwrap_or_default(), |last| now - last);
+                    last_tick = Some(now);
+                    print(&self.end_interval(elapsed));
+                }
+                recv(stopped) -> _ => break,
+            }
+        }
+        for full in inbox.try_iter() {
+            self.collect(full);
+        }
+        Summary {
+            totals: self.totals(),
+            latencies: self.whole_run,
+            merged_intervals: self.merged_intervals,
+            workers: self.counters.len(),
+        }
+    }
+
+    fn totals(&self) -> Totals {
+        Totals::of(self.counters.iter().map(Arc::as_ref))
+    }
+
+    fn collect(&mut self, full: Full) {
+        self.since_last_print.add(&full);
+        self.whole_run.add(&full);
+        self.merged_intervals += u64::from(full.merged_intervals);
+        full.give_back();
+    }
+
+    fn end_interval(&mut self, elapsed: Duration) -> String {
+        let now = self.totals();
+        let block = interval_block(&now, &now.since(&self.before), &self.since_last_print, elapsed);
+        self.before = now;
+        self.since_last_print.clear();
+        block
+    }
+}
+
+/// Two lines, one per direction, and a third and fourth for what was dropped, if anything was.
+fn interval_block(now: &Totals, recent: &Totals, latencies: &Latencies, elapsed: Duration) -> String {
+    let seconds = elapsed.as_secs_f64().max(1e-9);
+    let mut block = String::new();
+    for direction in [Direction::Outbound, Direction::Inbound] {
+        let (packets, bytes) = passed_on(recent, direction);
+        block += &format!(
+            "{:8}  {:>9.0} packets/s  {:>7.3} Gbit/s  {}  in flight {}\n",
+            name(direction),
+            packets as f64 / seconds,
+            bytes as f64 * 8.0 / seconds / 1e9,
+            percentiles(latencies.of(direction)),
+            now.in_flight(direction).max(0),
+        );
+        block += &dropped(recent, direction);
+    }
+    block
+}
+
+fn name(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Outbound => "outbound",
+        Direction::Inbound => "inbound",
+    }
+}
+
+/// Packets and inner bytes that went all the way. Outbound bytes are those taken in: what was dropped on the way is
+/// listed beside it.
+fn passed_on(totals: &Totals, direction: Direction) -> (u64, u64) {
+    match direction {
+        Direction::Outbound => (totals.sent_datagrams, totals.out_bytes),
+        Direction::Inbound => (totals.written_packets, totals.written_bytes),
+    }
+}
+
+fn percentiles(latency: &Histogram<u64>) -> String {
+    if latency.is_empty() {
+        return "p50 - us  p99 - us".into();
+    }
+    let micros = |quantile| latency.value_at_quantile(quantile) as f64 / 1e3;
+    format!("p50 {:.1} us  p99 {:.1} us", micros(0.50), micros(0.99))
+}
+
+fn dropped(totals: &Totals, direction: Direction) -> String {
+    let drops: Vec<_> =
+        totals.drops(direction).map(|(reason, packets)| format!("{} {packets}", reason.label())).collect();
+    if drops.is_empty() { String::new() } else { format!("{:8}  dropped: {}\n", "", drops.join(", ")) }
+}
+
+/// The whole run, for the operator when the program ends and for programs that measure it.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// What was counted.
+    pub totals: Totals,
+    /// What was recorded.
+    pub latencies: Latencies,
+    /// Seconds for which a worker found the stats thread behind and recorded on.
+    pub merged_intervals: u64,
+    /// How many workers there were.
+    pub workers: usize,
+}
+
+/// Prose for people, then one line `totals: name=value …` for programs.
+impl fmt::Display for Summary {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for direction in [Direction::Outbound, Direction::Inbound] {
+            let (packets, bytes) = passed_on(&self.totals, direction);
+            writeln!(
+                out,
+                "{:8}  {packets} packets  {:.3} GB  {}  in flight {}",
+                name(direction),
+                bytes as f64 / 1e9,
+                percentiles(self.latencies.of(direction)),
+                self.totals.in_flight(direction),
+            )?;
+            out.write_str(&dropped(&self.totals, direction))?;
+        }
+        if self.merged_intervals > 0 {
+            writeln!(out, "latency: {} worker seconds were reported late, none lost", self.merged_intervals)?;
+        }
+        write!(out, "totals: workers={}", self.workers)?;
+        for (info, value) in Totals::COUNTERS.iter().zip(self.totals.values()) {
+            write!(out, " {}={value}", info.name)?;
+        }
+        for direction in [Direction::Outbound, Direction::Inbound] {
+            for (reason, packets) in self.totals.drops(direction) {
+                write!(out, " dropped_{}={packets}", reason.label())?;
+            }
+        }
+        writeln!(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::drop::DropReason;
+    use super::super::latency::{LatencyReporter, channel};
+    use super::*;
+    use crate::time::{Span, Time};
+
+    #[test]
+    fn what_the_workers_flushed_before_the_stop_is_in_the_summary() {
+        let workers = vec![Arc::new(WorkerCounters::default()), Arc::new(WorkerCounters::default())];
+        let (outbox, inbox) = channel(workers.len());
+        let stats = spawn(workers.clone(), inbox, None).unwrap();
+        for worker in &workers {
+            let mut reporter = LatencyReporter::new(outbox.clone(), Time::default());
+            worker.out_packets.add(45);
+            worker.sent_datagrams.add(45);
+            reporter.record_outbound(Span::from_nanos(20_000), 45);
+            reporter.flush();
+        }
+        let summary = stats.stop();
+        assert_eq!(summary.totals.out_packets, 90);
+        assert_eq!(summary.totals.check_drained(), Ok(()));
+        assert_eq!(summary.latencies.outbound.len(), 90);
+        assert_eq!(summary.latencies.inbound.len(), 0);
+    }
+
+    #[test]
+    fn the_thread_gives_recorders_back_while_it_runs() {
+        let (outbox, inbox) = channel(1);
+        let stats = spawn(vec![Arc::default()], inbox, None).unwrap();
+        let mut reporter = LatencyReporter::new(outbox, Time::default());
+        let mut now = Time::default();
+        let mut recorded = 0;
+        // Bounded by patience, not by a clock: more hand-overs than there are recorders must succeed.
+        for _ in 0..100 {
+            reporter.record_inbound(Span::from_nanos(500), 1);
+            recorded += 1;
+            now = now + Span::from_secs(1);
+            reporter.tick(now);
+            std::thread::yield_now();
+        }
+        while reporter.deadline().is_some() {
+            reporter.flush();
+            std::thread::yield_now();
+        }
+        assert_eq!(stats.stop().latencies.inbound.len(), recorded);
+    }
+
+    #[test]
+    fn the_thread_outlives_its_workers_until_it_is_stopped() {
+        let (outbox, inbox) = channel(1);
+        let stats = spawn(vec![Arc::default()], inbox, None).unwrap();
+        drop(outbox);
+        assert_eq!(stats.stop().totals, Totals::default());
+    }
+
+    #[test]
+    fn an_interval_shows_rates_percentiles_and_only_the_drops_of_that_interval() {
+        let worker = Arc::new(WorkerCounters::default());
+        let mut collector = Collector::new(vec![worker.clone()]);
+        worker.count_drop(DropReason::NoRoute, 5);
+        worker.out_packets.add(5);
+        collector.end_interval(Duration::from_secs(1));
+
+        worker.out_packets.add(200_001);
+        worker.out_bytes.add(250_000_000);
+        worker.sent_datagrams.add(200_000);
+        worker.in_datagrams.add(3);
+        worker.count_drop(DropReason::UnknownSource, 3);
+        collector.since_last_print.outbound.saturating_record_n(12_000, 200_000);
+        assert_eq!(
+            collector.end_interval(Duration::from_secs(2)),
+            "outbound     100000 packets/s    1.000 Gbit/s  p50 12.0 us  p99 12.0 us  in flight 1\n\
+             inbound           0 packets/s    0.000 Gbit/s  p50 - us  p99 - us  in flight 0\n\
+             \u{20}         dropped: unknown_source 3\n"
+        );
+    }
+
+    #[test]
+    fn the_summary_ends_in_one_line_that_programs_can_read() {
+        let worker = WorkerCounters::default();
+        worker.enters.add(9);
+        worker.in_datagrams.add(1);
+        worker.count_drop(DropReason::TunDown, 1);
+        let summary = Summary {
+            totals: Totals::of([&worker]),
+            latencies: Latencies::new(),
+            merged_intervals: 0,
+            workers: 1,
+        };
+        let text = summary.to_string();
+        let last = text.lines().last().unwrap();
+        assert!(last.starts_with("totals: workers=1 turns=0 enters=9 "), "{last}");
+        assert!(last.ends_with(" dropped_tun_down=1"), "{last}");
+    }
+}

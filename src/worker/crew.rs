@@ -1,0 +1,226 @@
+//! The worker threads and the stats thread: starting them, hearing of their end, stopping them.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+
+use anyhow::{Context, anyhow, bail};
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::data::{DataWorker, End, Flags, Parts};
+use super::device::{self, Device};
+use crate::control::config::{DeviceConfig, IoChoice};
+use crate::dataplane::encap::Encap;
+use crate::io::clock;
+use crate::io::features::io_uring_refusal;
+use crate::io::message::Devices;
+use crate::io::ring;
+use crate::io::syscall::Syscall;
+use crate::io::uring::Uring;
+use crate::io::wake::Waker;
+use crate::offload::coalesce::Merge;
+use crate::stats::counters::WorkerCounters;
+use crate::stats::latency::{self, LatencyReporter};
+use crate::stats::thread::{self, StatsHandle};
+
+/// Which driver the workers use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum DriverKind {
+    Uring,
+    Syscall,
+}
+
+/// How a worker ended; an error in words.
+pub type Ended = Result<End, String>;
+
+/// The running threads.
+pub struct Crew {
+    flags: Arc<Flags>,
+    wakers: Vec<Waker>,
+    threads: Vec<JoinHandle<()>>,
+    ends: Receiver<Ended>,
+    /// Rings when a worker ended.
+    bell: Waker,
+    stats: StatsHandle,
+}
+
+/// Starts the stats thread and one worker per queue, and waits until every worker is set up.
+///
+/// # Errors
+/// io_uring is refused and was demanded; a worker cannot set up its ring; no thread to be had.
+pub fn start(device: Device, config: &DeviceConfig) -> anyhow::Result<Crew> {
+    device::check_families(&device.view, &device.queues)?;
+    let kind = choose_driver(config.io)?;
+    let count = device.queues.len();
+    let counters: Vec<_> = (0..count).map(|_| Arc::new(WorkerCounters::default())).collect();
+    let (outbox, inbox) = latency::channel(count);
+    let stats = thread::spawn(counters.clone(), inbox, config.stats_interval).context("no stats thread")?;
+    let flags = Arc::new(Flags::default());
+    let view = Arc::new(device.view);
+    let merge = Merge { tcp: device.offloads.tso, udp: device.offloads.uso };
+    let cores = if config.pin { core_affinity::get_core_ids().unwrap_or_default() } else { Vec::new() };
+    let bell = Waker::new().context("no doorbell for the main thread")?;
+    let (ends_in, ends) = bounded(count);
+    let (started_in, started) = bounded(count);
+    let mut crew = Crew { flags: flags.clone(), wakers: Vec::new(), threads: Vec::new(), ends, bell, stats };
+    for (index, (devices, counters)) in device.queues.into_iter().zip(counters).enumerate() {
+        let waker = Waker::new().context("no doorbell for a worker")?;
+        let parts = Parts {
+            view: view.clone(),
+            encap: Encap::Plain,
+            train_segments_max: device.train_segments_max,
+            merge,
+            counters,
+            latency: LatencyReporter::new(outbox.clone(), clock::now()),
+            flags: flags.clone(),
+        };
+        let job = Job {
+            kind,
+            devices,
+            waker: waker.clone(),
+            parts,
+            core: (!cores.is_empty()).then(|| cores[index % cores.len()]),
+            started: started_in.clone(),
+            farewell: Farewell { ended: None, ends: ends_in.clone(), bell: crew.bell.clone() },
+        };
+        crew.wakers.push(waker);
+        let spawned = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || job.run());
+        crew.threads.push(spawned.with_context(|| format!("no thread for worker {index}"))?);
+    }
+    drop(started_in);
+    let outcome = wait_until_started(&started, count);
+    match outcome {
+        Ok(()) => Ok(crew),
+        Err(error) => {
+            let _ = crew.stop();
+            Err(error)
+        }
+    }
+}
+
+fn wait_until_started(started: &Receiver<Result<(), String>>, count: usize) -> anyhow::Result<()> {
+    for _ in 0..count {
+        match started.recv() {
+            Ok(Ok(())) => {}
+            Ok(Err(reason)) => bail!(reason),
+            Err(_) => bail!("a worker ended while it was being set up"),
+        }
+    }
+    Ok(())
+}
+
+/// Tries a ring once, so that all workers use the same driver and the reason is said once.
+fn choose_driver(choice: IoChoice) -> anyhow::Result<DriverKind> {
+    if choice == IoChoice::Syscall {
+        return Ok(DriverKind::Syscall);
+    }
+    match (ring::available(), choice) {
+        (Ok(()), _) => Ok(DriverKind::Uring),
+        (Err(error), IoChoice::Uring) => Err(anyhow!("{}", refusal(&error))),
+        (Err(error), _) => {
+            tracing::warn!("{}; using plain system calls", refusal(&error));
+            Ok(DriverKind::Syscall)
+        }
+    }
+}
+
+fn refusal(error: &io::Error) -> String {
+    io_uring_refusal(nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(0)))
+}
+
+impl Crew {
+    /// Becomes readable when a worker ended.
+    pub fn bell(&self) -> &Waker {
+        &self.bell
+    }
+
+    /// A worker's end, if there was one that nobody asked about yet.
+    pub fn ended(&self) -> Option<Ended> {
+        self.ends.try_recv().ok()
+    }
+
+    /// Tells the workers whether the interface is up.
+    pub fn set_paused(&self, paused: bool) {
+        self.flags.paused.store(paused, Ordering::Relaxed);
+    }
+
+    /// Stops and joins all threads; the stats thread last, so that its numbers are final.
+    ///
+    /// # Errors
+    /// The first worker's that failed.
+    pub fn stop(self) -> anyhow::Result<()> {
+        self.flags.stop.store(true, Ordering::Relaxed);
+        self.wakers.iter().for_each(Waker::wake);
+        for thread in self.threads {
+            // A panic was already reported by the worker's farewell.
+            let _ = thread.join();
+        }
+        self.stats.stop();
+        match self.ends.try_iter().find_map(Result::err) {
+            Some(reason) => Err(anyhow!(reason)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What a worker thread is given.
+struct Job {
+    kind: DriverKind,
+    devices: Devices,
+    waker: Waker,
+    parts: Parts,
+    core: Option<core_affinity::CoreId>,
+    started: Sender<Result<(), String>>,
+    farewell: Farewell,
+}
+
+impl Job {
+    fn run(self) {
+        let Job { kind, devices, waker, parts, core, started, mut farewell } = self;
+        if let Some(core) = core
+            && !core_affinity::set_for_current(core)
+        {
+            tracing::debug!("cannot pin a worker to core {}", core.id);
+        }
+        // A ring belongs to the thread that makes it.
+        let driver_failed = |error: io::Error| Err(format!("cannot set up a worker's driver: {error}"));
+        let ended = match kind {
+            DriverKind::Uring => match Uring::new(devices, waker) {
+                Ok(driver) => work(driver, parts, &started),
+                Err(error) => driver_failed(error),
+            },
+            DriverKind::Syscall => match Syscall::new(devices, waker) {
+                Ok(driver) => work(driver, parts, &started),
+                Err(error) => driver_failed(error),
+            },
+        };
+        if let Err(reason) = &ended {
+            // Heard only while the crew is being started.
+            let _ = started.try_send(Err(reason.clone()));
+        }
+        farewell.ended = Some(ended);
+    }
+}
+
+fn work<D: crate::io::driver::Driver>(driver: D, parts: Parts, started: &Sender<Result<(), String>>) -> Ended {
+    let mut worker = DataWorker::new(driver, parts);
+    // The crew waits for one message per worker and there is room for all.
+    let _ = started.try_send(Ok(()));
+    worker.run().map_err(|error| format!("a worker failed: {error}"))
+}
+
+/// Reports a worker's end however it comes, a panic included.
+struct Farewell {
+    ended: Option<Ended>,
+    ends: Sender<Ended>,
+    bell: Waker,
+}
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        let ended = self.ended.take().unwrap_or_else(|| Err("a worker panicked".to_owned()));
+        let _ = self.ends.try_send(ended);
+        self.bell.wake();
+    }
+}

@@ -1,0 +1,381 @@
+//! The data worker: reap, walk, flush, wait. Generic over the driver, so the tests run what ships.
+//!
+//! One turn: the driver carries out what the last turn queued and reports what happened; TUN reads walk outbound into
+//! trains, receives walk inbound into superpackets; both are queued for the next turn's single system call.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::errno::Errno;
+
+use crate::dataplane::encap::Encap;
+use crate::dataplane::outbound::Progress;
+use crate::dataplane::view::View;
+use crate::dataplane::{inbound, outbound};
+use crate::io::driver::{Completion, Driver, Endpoint, Send, Wait};
+use crate::io::lease::Lease;
+use crate::offload::Part;
+use crate::offload::coalesce::{Coalescer, Gather, Merge};
+use crate::offload::stride::Received;
+use crate::offload::train::{TRAIN_BYTES_MAX_V6, TRAIN_SEGMENTS_SAFE, Train, TrainLimits, Trains};
+use crate::stats::counters::WorkerCounters;
+use crate::stats::drop::DropReason;
+use crate::stats::latency::LatencyReporter;
+use crate::time::Time;
+
+/// Turns that a stopping worker grants what is under way; sends and writes complete within one.
+const DRAIN_TURNS: usize = 8;
+
+/// What the supervisor and its workers share.
+#[derive(Debug, Default)]
+pub struct Flags {
+    /// Finish what was read, then end.
+    pub stop: AtomicBool,
+    /// The interface is down: nothing can be delivered.
+    pub paused: AtomicBool,
+}
+
+/// What a worker is made of besides its driver.
+pub struct Parts {
+    /// The configuration's snapshot.
+    pub view: Arc<View>,
+    /// How packets become datagrams.
+    pub encap: Encap,
+    /// Datagrams that one send may carry; 1 without UDP_SEGMENT.
+    pub train_segments_max: u16,
+    /// What may be joined.
+    pub merge: Merge,
+    /// Where to count.
+    pub counters: Arc<WorkerCounters>,
+    /// Where to time.
+    pub latency: LatencyReporter,
+    /// What the supervisor wants.
+    pub flags: Arc<Flags>,
+}
+
+/// Why a worker ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It was told to.
+    Stopped,
+    /// The TUN was deleted.
+    TunGone,
+}
+
+/// A worker: one TUN queue, its sockets, its ring.
+pub struct DataWorker<D> {
+    driver: D,
+    view: Arc<View>,
+    encap: Encap,
+    trains: Trains<Lease, u32>,
+    train_segments_max: u16,
+    coalescer: Coalescer,
+    counters: Arc<WorkerCounters>,
+    latency: LatencyReporter,
+    flags: Arc<Flags>,
+    completions: Vec<Completion>,
+    /// TUN reads that wait for a send buffer, and the segment each goes on with.
+    backlog: VecDeque<TunRead>,
+    /// Per peer: the address of ours that it last sent to, so that answers leave from there.
+    sticky: Vec<Option<IpAddr>>,
+    /// Sends and writes whose completion is outstanding.
+    in_flight: usize,
+    tun_gone: bool,
+}
+
+struct TunRead {
+    lease: Lease,
+    bytes: usize,
+    resume: usize,
+}
+
+impl<D: Driver> DataWorker<D> {
+    /// A worker on `driver`.
+    pub fn new(driver: D, parts: Parts) -> DataWorker<D> {
+        DataWorker {
+            driver,
+            sticky: vec![None; parts.view.peers.len()],
+            view: parts.view,
+            encap: parts.encap,
+            trains: Trains::new(limits(parts.train_segments_max)),
+            train_segments_max: parts.train_segments_max,
+            coalescer: Coalescer::new(parts.merge),
+            counters: parts.counters,
+            latency: parts.latency,
+            flags: parts.flags,
+            completions: Vec::new(),
+            backlog: VecDeque::new(),
+            in_flight: 0,
+            tun_gone: false,
+        }
+    }
+
+    /// Works until told to stop, then finishes what was read.
+    ///
+    /// # Errors
+    /// The driver's, when it cannot go on.
+    pub fn run(&mut self) -> io::Result<End> {
+        while !self.tun_gone && !self.flags.stop.load(Ordering::Relaxed) {
+            self.turn(self.wait())?;
+        }
+        self.drain()?;
+        Ok(if self.tun_gone { End::TunGone } else { End::Stopped })
+    }
+
+    /// A read that waits for a buffer needs the next turn, which brings buffers home; else sleep until something
+    /// happens or latencies are due.
+    fn wait(&self) -> Wait {
+        if !self.backlog.is_empty() {
+            return Wait::Not;
+        }
+        self.latency.deadline().map_or(Wait::Forever, Wait::Until)
+    }
+
+    /// One turn.
+    ///
+    /// # Errors
+    /// The driver's, when it cannot go on.
+    pub fn turn(&mut self, wait: Wait) -> io::Result<()> {
+        let mut completions = std::mem::take(&mut self.completions);
+        self.driver.turn(wait, &mut completions)?;
+        self.count_turn(completions.len());
+        let now = self.driver.now();
+        for completion in completions.drain(..) {
+            match completion {
+                Completion::TunRead { lease, bytes } => self.on_tun_read(lease, bytes as usize),
+                Completion::Received { lease, received } => self.on_received(lease, &received),
+                Completion::Sent { send, result } => self.on_sent(send, result, now),
+                Completion::Written { gather, result } => self.on_written(gather, result, now),
+                Completion::ReceiveFailed(_) => self.counters.receive_errors.add(1),
+                Completion::TunGone => self.tun_gone = true,
+                Completion::Woken => {}
+            }
+        }
+        self.completions = completions;
+        self.fill_trains(now);
+        self.flush_writes();
+        self.flush_trains();
+        self.latency.tick(now);
+        Ok(())
+    }
+
+    /// Outbound, step 1: a read waits its turn for a send buffer, which mostly comes at once.
+    pub fn on_tun_read(&mut self, lease: Lease, bytes: usize) {
+        self.counters.tun_reads.add(1);
+        self.backlog.push_back(TunRead { lease, bytes, resume: 0 });
+    }
+
+    /// Inbound, step 1.
+    pub fn on_received(&mut self, mut lease: Lease, received: &Received) {
+        self.counters.receives.add(1);
+        if self.flags.paused.load(Ordering::Relaxed) {
+            let count = received.datagrams().len() as u64;
+            self.counters.in_datagrams.add(count);
+            self.counters.count_drop(DropReason::TunDown, count);
+        } else {
+            let slot = lease.slot();
+            let peer = inbound::datagrams(
+                &mut lease,
+                slot,
+                received,
+                self.encap,
+                &self.view,
+                &mut self.coalescer,
+                &self.counters,
+            );
+            if let Some(peer) = peer {
+                self.sticky[peer as usize] = received.to;
+            }
+        }
+        self.driver.lend(lease);
+    }
+
+    /// Outbound, steps 2 to 7, for every read that a buffer can be found for.
+    fn fill_trains(&mut self, now: Time) {
+        while let Some(mut read) = self.backlog.pop_front() {
+            if self.trains.spare() == 0
+                && let Some(buffer) = self.driver.send_buffer()
+            {
+                self.trains.give(buffer);
+            }
+            let bytes = &read.lease[..read.bytes];
+            let view = &self.view;
+            match outbound::superpacket(bytes, read.resume, now, self.encap, view, &mut self.trains, &self.counters) {
+                Progress::Done => self.driver.lend(read.lease),
+                Progress::Blocked(segment) => {
+                    let buffer = self.driver.send_buffer();
+                    read.resume = segment;
+                    self.backlog.push_front(read);
+                    let Some(buffer) = buffer else { return };
+                    self.trains.give(buffer);
+                }
+            }
+        }
+    }
+
+    /// Outbound, step 8.
+    pub fn flush_trains(&mut self) {
+        let DataWorker { trains, driver, view, sticky, train_segments_max, in_flight, .. } = self;
+        for train in trains.drain() {
+            let Train { buffer, to: peer, bytes, segment_bytes, datagrams, started } = train;
+            // The walk drops packets to peers without an endpoint before they reach a train.
+            let Some(remote) = view.peers[peer as usize].endpoint else { continue };
+            let to = Endpoint { remote, local: sticky[peer as usize] };
+            let part = Part { slot: buffer.slot(), start: 0, len: bytes };
+            driver.lend(buffer);
+            let send = Send { peer, to, part, segment_bytes, datagrams, started };
+            *in_flight += if *train_segments_max > 1 { send_whole(driver, send) } else { send_singly(driver, send) };
+        }
+    }
+
+    /// Outbound, step 9.
+    pub fn on_sent(&mut self, send: Send, result: Result<(), Errno>, now: Time) {
+        self.in_flight -= 1;
+        let datagrams = u64::from(send.datagrams);
+        match result {
+            Ok(()) => {
+                self.counters.trains.add(1);
+                self.counters.sent_datagrams.add(datagrams);
+                self.counters.sent_bytes.add(send.part.len.into());
+                self.latency.record_outbound(now.since(send.started), datagrams);
+            }
+            Err(error) => {
+                if !self.send_again(send, error) {
+                    self.counters.count_drop(DropReason::SendError, datagrams);
+                }
+            }
+        }
+    }
+
+    /// Tries a refused send in another way, if there is one.
+    fn send_again(&mut self, mut send: Send, error: Errno) -> bool {
+        if send.to.local.is_some() && source_is_stale(error) {
+            self.sticky[send.peer as usize] = None;
+            send.to.local = None;
+            self.in_flight += send_whole(&mut self.driver, send);
+            return true;
+        }
+        if send.datagrams > 1 && train_is_refused(error) {
+            self.counters.train_retries.add(1);
+            self.lower_limits(send.datagrams, error);
+            self.in_flight += send_singly(&mut self.driver, send);
+            return true;
+        }
+        false
+    }
+
+    /// Learns from a refused train: older kernels take 64 datagrams, some devices none at all. Too long for a path
+    /// (EMSGSIZE) says nothing about other peers.
+    fn lower_limits(&mut self, datagrams: u16, error: Errno) {
+        let segments_max = match error {
+            Errno::EINVAL if datagrams > TRAIN_SEGMENTS_SAFE => TRAIN_SEGMENTS_SAFE,
+            Errno::EIO | Errno::EINVAL | Errno::EOPNOTSUPP => 1,
+            _ => return,
+        };
+        if segments_max < self.train_segments_max {
+            tracing::warn!("the kernel refuses trains of {datagrams} datagrams ({error}); at most {segments_max} now");
+            self.train_segments_max = segments_max;
+            self.trains.set_limits(limits(segments_max));
+        }
+    }
+
+    /// Inbound, step 8.
+    pub fn flush_writes(&mut self) {
+        for gather in self.coalescer.drain() {
+            self.in_flight += 1;
+            self.driver.write(gather);
+        }
+    }
+
+    /// Inbound, step 9.
+    pub fn on_written(&mut self, gather: Gather, result: Result<(), Errno>, now: Time) {
+        self.in_flight -= 1;
+        let packets = u64::from(gather.packets);
+        match result {
+            Ok(()) => {
+                self.counters.tun_writes.add(1);
+                self.counters.written_packets.add(packets);
+                self.counters.written_bytes.add(gather.bytes() as u64);
+                self.latency.record_inbound(now.since(gather.received), packets);
+            }
+            // A TUN that is down says EIO at once.
+            Err(Errno::EIO) => self.counters.count_drop(DropReason::TunDown, packets),
+            Err(error) => {
+                self.tun_gone |= error == Errno::EBADFD;
+                self.counters.count_drop(DropReason::TunWriteError, packets);
+            }
+        }
+        self.coalescer.recycle(gather);
+    }
+
+    /// Finishes what was read. What arrives meanwhile stays with the kernel or is given up uncounted.
+    fn drain(&mut self) -> io::Result<()> {
+        for _ in 0..DRAIN_TURNS {
+            if self.in_flight == 0 && self.backlog.is_empty() {
+                break;
+            }
+            let mut completions = std::mem::take(&mut self.completions);
+            self.driver.turn(Wait::Not, &mut completions)?;
+            let now = self.driver.now();
+            for completion in completions.drain(..) {
+                match completion {
+                    Completion::Sent { send, result } => self.on_sent(send, result, now),
+                    Completion::Written { gather, result } => self.on_written(gather, result, now),
+                    Completion::TunRead { lease, .. } | Completion::Received { lease, .. } => self.driver.lend(lease),
+                    Completion::ReceiveFailed(_) | Completion::TunGone | Completion::Woken => {}
+                }
+            }
+            self.completions = completions;
+            self.fill_trains(now);
+            self.flush_trains();
+        }
+        self.latency.flush();
+        Ok(())
+    }
+
+    fn count_turn(&mut self, completions: usize) {
+        let effort = self.driver.take_effort();
+        self.counters.turns.add(1);
+        self.counters.enters.add(effort.enters);
+        self.counters.rearms.add(effort.rearms);
+        self.counters.completions.add(completions as u64);
+    }
+}
+
+/// Without UDP_SEGMENT trains are still how datagrams share a buffer; they are then sent one by one.
+fn limits(train_segments_max: u16) -> TrainLimits {
+    let segments_max = if train_segments_max > 1 { train_segments_max } else { TRAIN_SEGMENTS_SAFE };
+    // The smaller limit of the two families: 20 bytes less than IPv4 would allow change nothing.
+    TrainLimits { segments_max, bytes_max: TRAIN_BYTES_MAX_V6 }
+}
+
+/// One submission for the whole train.
+fn send_whole<D: Driver>(driver: &mut D, send: Send) -> usize {
+    driver.send(send);
+    1
+}
+
+/// One submission per datagram, in order.
+fn send_singly<D: Driver>(driver: &mut D, train: Send) -> usize {
+    let Part { slot, start, len } = train.part;
+    let stride = u32::from(train.segment_bytes).max(1);
+    for datagram in 0..u32::from(train.datagrams) {
+        let skip = datagram * stride;
+        let part = Part { slot, start: start + skip, len: stride.min(len - skip) };
+        driver.send(Send { part, datagrams: 1, ..train });
+    }
+    train.datagrams.into()
+}
+
+/// The source address that the peer once sent to has gone from this host.
+fn source_is_stale(error: Errno) -> bool {
+    matches!(error, Errno::EINVAL | Errno::EADDRNOTAVAIL | Errno::ENETUNREACH | Errno::EHOSTUNREACH)
+}
+
+/// The kernel or the device does not cut this train: udp(7) UDP_SEGMENT.
+fn train_is_refused(error: Errno) -> bool {
+    matches!(error, Errno::EINVAL | Errno::EIO | Errno::EMSGSIZE | Errno::EOPNOTSUPP)
+}

@@ -1,0 +1,179 @@
+//! Opens what a tunnel consists of: TUN queues, sockets, the interface's settings, the view of peers.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use ipnet::IpNet;
+
+use crate::control::config::{DeviceConfig, Offloads, PeerConfig};
+use crate::control::netlink::{Netlink, NetlinkError};
+use crate::dataplane::view::View;
+use crate::io::message::{Devices, Socket};
+use crate::io::tun::{self, OffloadSwitches, Tun, TunOffloads, TunRequest};
+use crate::io::udp::{self, Sockets, UdpGroup, UdpRequest, WorkerSockets};
+use crate::offload::train::TRAIN_BYTES_MAX_V6;
+
+/// Bytes of socket buffer per worker and direction: the default holds three trains.
+const SOCKET_BUFFER_BYTES: usize = 8 << 20;
+/// Superpackets that may wait in a TUN queue.
+const TXQUEUELEN: u32 = 1000;
+/// Larger superpackets than the TUN's vnet header can describe (BIG TCP) must not arise.
+const GSO_SIZE_MAX: u32 = 65_536;
+
+/// A tunnel that is open but not yet running.
+#[derive(Debug)]
+pub struct Device {
+    /// The interface's name.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// Each worker's descriptors.
+    pub queues: Vec<Devices>,
+    /// What the TUN takes off us.
+    pub offloads: TunOffloads,
+    /// Datagrams per send at most; 1 without UDP_SEGMENT.
+    pub train_segments_max: u16,
+    /// Routes and peers.
+    pub view: View,
+}
+
+/// Opens everything `config` asks for.
+///
+/// # Errors
+/// With what, on which object, and what to do.
+pub fn open(config: &DeviceConfig) -> anyhow::Result<Device> {
+    // Names first: they may take long, and nothing must be left half open meanwhile.
+    let view = view(&config.peers)?;
+    let sockets = open_sockets(config)?;
+    let tun = open_tun(config)?;
+    let mut netlink = Netlink::connect()?;
+    // Routes need the interface up. An attached interface keeps the settings that are not asked for.
+    configure(&mut netlink, &tun, config)?;
+    report(&tun, &sockets, config.offloads);
+    let queues = tun.queues.into_iter().zip(sockets.workers).map(|(tun, worker)| devices(tun, worker)).collect();
+    Ok(Device {
+        name: tun.name,
+        index: tun.index,
+        queues,
+        offloads: tun.offloads,
+        train_segments_max: sockets.train_segments_max,
+        view,
+    })
+}
+
+fn view(peers: &[PeerConfig]) -> anyhow::Result<View> {
+    let mut view = View::default();
+    for peer in peers {
+        let index = view.add_peer(endpoint(peer)?);
+        for prefix in &peer.allowed_ips {
+            view.routes.insert(*prefix, index);
+        }
+    }
+    Ok(view)
+}
+
+fn endpoint(peer: &PeerConfig) -> anyhow::Result<Option<SocketAddr>> {
+    let Some(host_port) = &peer.endpoint else { return Ok(None) };
+    Ok(host_port.resolve()?.into_iter().next())
+}
+
+fn open_sockets(config: &DeviceConfig) -> anyhow::Result<UdpGroup> {
+    let request = UdpRequest {
+        address: config.listen.address,
+        port: config.listen.port,
+        workers: config.queues,
+        gro: config.offloads.udp_gro,
+        gso: config.offloads.udp_gso,
+        buffer_bytes: SOCKET_BUFFER_BYTES,
+    };
+    Ok(udp::open(&request)?)
+}
+
+fn open_tun(config: &DeviceConfig) -> anyhow::Result<Tun> {
+    let offloads = OffloadSwitches { tso: config.offloads.tso, uso: config.offloads.uso };
+    Ok(tun::open(&TunRequest { name: config.tun.clone(), queues: config.queues, offloads })?)
+}
+
+fn configure(netlink: &mut Netlink, tun: &Tun, config: &DeviceConfig) -> anyhow::Result<()> {
+    let index = tun.index;
+    let name = &tun.name;
+    netlink.set_mtu(index, config.mtu.into()).with_context(|| format!("cannot set the MTU of {name} to {}", config.mtu))?;
+    if tun.created {
+        netlink.set_txqueuelen(index, TXQUEUELEN)?;
+        limit_superpackets(netlink, index, config.mtu);
+    }
+    for address in &config.addresses {
+        add_address(netlink, index, *address).with_context(|| format!("cannot give {address} to {name}"))?;
+    }
+    netlink.set_up(index).with_context(|| format!("cannot set {name} up"))?;
+    if config.routes {
+        for prefix in config.route_prefixes() {
+            add_route(netlink, index, prefix).with_context(|| format!("cannot route {prefix} to {name}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Lets the kernel build superpackets that fit one train. On a gateway it must not: a forwarded superpacket over the
+/// limit would be segmented in software, which costs more than a second train.
+fn limit_superpackets(netlink: &mut Netlink, index: u32, mtu: u16) {
+    let segments = if forwards() { u16::MAX.into() } else { (TRAIN_BYTES_MAX_V6 / u32::from(mtu)).max(1) };
+    if let Err(error) = netlink.set_gso_limits(index, segments, GSO_SIZE_MAX) {
+        tracing::debug!("superpackets keep the kernel's limits: {error}");
+    }
+}
+
+fn forwards() -> bool {
+    ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"]
+        .iter()
+        .any(|path| std::fs::read(Path::new(path)).is_ok_and(|text| text.starts_with(b"1")))
+}
+
+fn add_address(netlink: &mut Netlink, index: u32, address: IpNet) -> Result<(), NetlinkError> {
+    tolerate_existing(netlink.add_address(index, address))
+}
+
+fn add_route(netlink: &mut Netlink, index: u32, prefix: IpNet) -> Result<(), NetlinkError> {
+    tolerate_existing(netlink.add_route(index, prefix))
+}
+
+/// An attached interface may have it already.
+fn tolerate_existing(result: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
+    match result {
+        Err(NetlinkError::Exists { .. }) => Ok(()),
+        other => other,
+    }
+}
+
+/// One line for what is up, one for each thing the kernel does not give us.
+fn report(tun: &Tun, sockets: &UdpGroup, wanted: Offloads) {
+    let made = if tun.created { "created" } else { "attached" };
+    tracing::info!("{} {made} with {} queues, UDP port {}", tun.name, tun.queues.len(), sockets.port);
+    if wanted.tso && !tun.offloads.tso {
+        tracing::warn!("{}: no TCP segmentation on the TUN; every packet is a read of its own", tun.name);
+    }
+    if wanted.uso && wanted.tso && !tun.offloads.uso {
+        tracing::warn!("{}: no UDP segmentation on the TUN (Linux 6.2 has it); continuing with TCP only", tun.name);
+    }
+    for note in &sockets.notes {
+        tracing::warn!("{note}");
+    }
+}
+
+fn devices(tun: std::os::fd::OwnedFd, worker: WorkerSockets) -> Devices {
+    let socket = |sockets: Sockets| Socket { receive: sockets.receive, send: sockets.send };
+    Devices { tun, v4: worker.v4.map(socket), v6: worker.v6.map(socket) }
+}
+
+/// Refuses peers of a family that no socket serves.
+pub(super) fn check_families(view: &View, queues: &[Devices]) -> anyhow::Result<()> {
+    let has = |family: fn(&Devices) -> bool| queues.iter().all(family);
+    for endpoint in view.peers.iter().filter_map(|peer| peer.endpoint) {
+        let served = if endpoint.is_ipv4() { has(|d| d.v4.is_some()) } else { has(|d| d.v6.is_some()) };
+        if !served {
+            bail!("peer {endpoint} cannot be reached: no socket of its address family (see --listen)");
+        }
+    }
+    Ok(())
+}
