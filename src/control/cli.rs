@@ -1,6 +1,6 @@
 //! The command line: flags, environment variables and help from one declaration, then their meaning.
 //!
-//! Two steps. [`LowArgs`] is what was typed, clap's part; its doc comments are the help. [`LowArgs::config`] is what
+//! Two steps. `LowArgs` is what was typed, clap's part; its doc comments are the help. `LowArgs::config` is what
 //! was meant: a checked [`DeviceConfig`]. Values that need more than clap knows are read in the second step, so that
 //! their errors are one sentence with a correct example.
 
