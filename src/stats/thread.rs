@@ -265,6 +265,14 @@ impl fmt::Display for Summary {
                 write!(out, " dropped_{}={packets}", reason.label())?;
             }
         }
+        for direction in [Direction::Outbound, Direction::Inbound] {
+            let latency = self.latencies.of(direction);
+            if !latency.is_empty() {
+                let [p50, p99] = [0.50, 0.99].map(|quantile| latency.value_at_quantile(quantile));
+                let name = name(direction);
+                write!(out, " {name}_latency_ns_p50={p50} {name}_latency_ns_p99={p99}")?;
+            }
+        }
         writeln!(out)
     }
 }
@@ -353,15 +361,15 @@ mod tests {
         worker.enters.add(9);
         worker.in_datagrams.add(1);
         worker.count_drop(DropReason::TunDown, 1);
-        let summary = Summary {
-            totals: Totals::of([&worker]),
-            latencies: Latencies::new(),
-            merged_intervals: 0,
-            workers: 1,
-        };
+        let mut latencies = Latencies::new();
+        latencies.inbound.record(100).unwrap();
+        let summary = Summary { totals: Totals::of([&worker]), latencies, merged_intervals: 0, workers: 1 };
         let text = summary.to_string();
         let last = text.lines().last().unwrap();
         assert!(last.starts_with("totals: workers=1 turns=0 enters=9 "), "{last}");
-        assert!(last.ends_with(" dropped_tun_down=1"), "{last}");
+        assert!(
+            last.ends_with(" dropped_tun_down=1 inbound_latency_ns_p50=100 inbound_latency_ns_p99=100"),
+            "{last}"
+        );
     }
 }

@@ -1,0 +1,77 @@
+"""The scenario matrix: flows × MTU × direction × inner family × offload, and the datagram sizes of UDP.
+
+The driver and the build are contenders, not scenarios: they are compared within one round.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from itertools import product
+from typing import Iterable, Sequence
+
+from measure import Traffic
+
+# Everything the product can switch off, in the words of --disable.
+ALL_OFFLOADS = ("tso", "uso", "gso", "gro")
+# The outer headers of a plain tunnel over IPv6, rounded up to what WireGuard would need too.
+OUTER_BYTES = 80
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One line of the matrix."""
+
+    name: str
+    traffic: Traffic
+    underlay_mtu: int = 1500
+    offload: bool = True
+
+    @property
+    def tunnel_mtu(self) -> int:
+        return self.underlay_mtu - OUTER_BYTES
+
+    @property
+    def disable(self) -> tuple[str, ...]:
+        return () if self.offload else ALL_OFFLOADS
+
+
+def matrix() -> dict[str, Scenario]:
+    """Every scenario there is, by name."""
+    scenarios = [
+        Scenario(f"tcp{family}-{flows}flow-{direction}-mtu{mtu}{'' if offload else '-nooffload'}",
+                 Traffic(flows=flows, direction=direction, family=family), mtu, offload)
+        for flows, family, direction, mtu, offload in product(
+            (1, 4, 16), (4, 6), ("forward", "reverse", "bidir"), (1500, 9000), (True, False))
+    ]
+    scenarios += [
+        Scenario(f"udp{family}-{flows}flow-{size}B{'' if offload else '-nooffload'}",
+                 Traffic("udp", flows=flows, family=family, datagram_bytes=size), offload=offload)
+        for flows, family, size, offload in product((1, 4), (4, 6), (64, 512, 1372), (True, False))
+    ]
+    # At a rate everybody manages: the same packets for each contender, so only the cost differs.
+    scenarios += [
+        Scenario("udp4-64B-paced", Traffic("udp", datagram_bytes=64, rate="20M")),
+        Scenario("udp4-1372B-paced", Traffic("udp", rate="500M")),
+        Scenario("ping-idle", Traffic("udp", datagram_bytes=64, rate="1k", ping=True)),
+        Scenario("ping-under-tcp", Traffic(ping=True)),
+        Scenario("ping-under-udp", Traffic("udp", rate="500M", ping=True)),
+    ]
+    return {scenario.name: scenario for scenario in scenarios}
+
+
+# What one runs without asking for more: the goals of the project, in a few minutes.
+DEFAULT = (
+    "tcp4-1flow-forward-mtu1500", "tcp4-4flow-forward-mtu1500", "tcp6-1flow-forward-mtu1500",
+    "tcp4-1flow-bidir-mtu1500", "tcp4-1flow-forward-mtu1500-nooffload",
+    "udp4-1flow-1372B", "udp4-1flow-64B", "udp4-64B-paced", "ping-under-tcp",
+)
+
+
+def choose(patterns: Sequence[str], scenarios: Iterable[Scenario]) -> list[Scenario]:
+    """Those whose name matches a shell pattern, in the order of the matrix. Raises ValueError if one matches none."""
+    scenarios = list(scenarios)
+    for pattern in patterns:
+        if not any(fnmatch(scenario.name, pattern) for scenario in scenarios):
+            raise ValueError(f"no scenario is called {pattern!r}; --list shows them all")
+    return [each for each in scenarios if any(fnmatch(each.name, pattern) for pattern in patterns)]
