@@ -10,6 +10,7 @@ use uringvpn::control::cli::{self, CliError, Invocation};
 use uringvpn::control::config::DeviceConfig;
 use uringvpn::control::logging;
 use uringvpn::io::daemon::{self, Daemon, Detached, Keep};
+use uringvpn::io::features;
 use uringvpn::worker;
 
 fn main() -> ExitCode {
@@ -74,8 +75,11 @@ fn release(daemon: Daemon) {
 }
 
 /// Prints what this kernel offers.
-///
-/// To be replaced by `uringvpn::io::features::{probe, print}`.
 fn probe() -> ExitCode {
-    failure("probe: this build cannot probe the kernel")
+    match features::print(&features::probe(), &mut std::io::stdout().lock()) {
+        // Whoever stops reading has seen enough.
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => failure(&format!("probe: {error}")),
+    }
 }

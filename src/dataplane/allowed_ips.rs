@@ -74,7 +74,16 @@ mod tests {
     fn clustered() -> impl Strategy<Value = IpAddr> {
         prop_oneof![
             any::<u8>().prop_map(|low| IpAddr::from([10, 0, low >> 4, low << 4])),
-            any::<u8>().prop_map(|low| IpAddr::from([0xfd00, 0, 0, 0, 0, 0, low as u16 >> 4, (low as u16) << 12])),
+            any::<u8>().prop_map(|low| IpAddr::from([
+                0xfd00,
+                0,
+                0,
+                0,
+                0,
+                0,
+                low as u16 >> 4,
+                (low as u16) << 12
+            ])),
         ]
     }
 

@@ -120,7 +120,10 @@ impl Fake {
 
     /// Whether nothing is left to hand out or to complete.
     pub fn is_idle(&self) -> bool {
-        self.tun_reads.is_empty() && self.receives.is_empty() && self.sends.is_empty() && self.writes.is_empty()
+        self.tun_reads.is_empty()
+            && self.receives.is_empty()
+            && self.sends.is_empty()
+            && self.writes.is_empty()
     }
 
     /// Buffers that are neither with the worker nor lent.
@@ -179,7 +182,8 @@ impl Fake {
         }
         let bytes = self.part(send.part);
         let stride = if send.datagrams > 1 { usize::from(send.segment_bytes) } else { bytes.len().max(1) };
-        let sent = bytes.chunks(stride).map(|datagram| Outgoing { to: send.to.remote, bytes: datagram.to_vec() });
+        let sent =
+            bytes.chunks(stride).map(|datagram| Outgoing { to: send.to.remote, bytes: datagram.to_vec() });
         self.sent.extend(sent);
         Ok(())
     }

@@ -151,7 +151,8 @@ mod tests {
         let mut leases = map(3).expect("memory");
         for lease in &mut leases {
             assert!(lease.iter().all(|byte| *byte == 0));
-            lease.fill(lease.slot() as u8 + 1);
+            let mark = lease.slot() as u8 + 1;
+            lease.fill(mark);
         }
         for lease in &leases {
             assert!(lease.iter().all(|byte| *byte == lease.slot() as u8 + 1));

@@ -42,7 +42,7 @@ pub(super) const NAME_BYTES: usize = 32;
 /// Where received datagrams start: behind struct io_uring_recvmsg_out (16), the address and the control bytes.
 /// A multiple of 64, so that payloads start on a cache line. The syscall driver keeps the same room.
 pub(super) const PAYLOAD_START: usize = 16 + NAME_BYTES + RECEIVE_CONTROL_BYTES;
-const _: () = assert!(PAYLOAD_START % 64 == 0);
+const _: () = assert!(PAYLOAD_START.is_multiple_of(64));
 const _: () = assert!(PAYLOAD_START + 65_535 <= super::lease::BUFFER_BYTES);
 
 /// A head and one range per segment.

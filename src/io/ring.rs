@@ -192,8 +192,9 @@ impl BufferRing {
     /// EINVAL below Linux 5.19, ENOMEM.
     pub fn register(ring: &Ring, group: u16, first_slot: u16, count: u16) -> io::Result<BufferRing> {
         assert!(count.is_power_of_two(), "{count} buffers");
-        let mapped_bytes = NonZeroUsize::new((count as usize * size_of::<BufRingEntry>()).next_multiple_of(4096))
-            .expect("never zero");
+        let mapped_bytes =
+            NonZeroUsize::new((count as usize * size_of::<BufRingEntry>()).next_multiple_of(4096))
+                .expect("never zero");
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a fresh anonymous mapping aliases nothing; page-aligned as the kernel wants.
         let base = unsafe { mmap_anonymous(None, mapped_bytes, protection, MapFlags::MAP_PRIVATE)? };
@@ -242,7 +243,9 @@ impl BufferRing {
     /// Takes back the buffer that a completion named.
     pub fn take(&mut self, slot: u16) -> Lease {
         self.available -= 1;
-        self.provided[usize::from(slot - self.first_slot)].take().expect("the kernel returns what it was given")
+        self.provided[usize::from(slot - self.first_slot)]
+            .take()
+            .expect("the kernel returns what it was given")
     }
 }
 

@@ -11,13 +11,13 @@ use io_uring::{cqueue, opcode, squeue, types};
 use nix::errno::Errno;
 use slab::Slab;
 
+use super::clock;
 use super::cmsg::RECEIVE_CONTROL_BYTES;
 use super::driver::{Completion, Driver, Effort, Send, Wait};
 use super::lease::{self, Lease, Loans};
 use super::message::{Devices, NAME_BYTES, OperationMemory, end_write, received};
 use super::ring::{BufferRing, Ring};
 use super::wake::Waker;
-use super::clock;
 use crate::offload::coalesce::Gather;
 use crate::offload::stride::Received;
 use crate::time::Time;
@@ -153,7 +153,9 @@ impl Uring {
         if self.read_multishot {
             if self.tun_reads_armed == 0 {
                 // io-uring 0.7.15 loses this flag in ReadMulti::build; the index would then be taken for a descriptor.
-                let read = opcode::ReadMulti::new(types::Fixed(TUN), 0, group).build().flags(squeue::Flags::FIXED_FILE);
+                let read = opcode::ReadMulti::new(types::Fixed(TUN), 0, group)
+                    .build()
+                    .flags(squeue::Flags::FIXED_FILE);
                 self.push(read, token(Kind::TunRead, 0))?;
                 self.tun_reads_armed = 1;
                 self.effort.rearms += 1;
@@ -173,10 +175,13 @@ impl Uring {
 
     fn arm_receives(&mut self) -> io::Result<()> {
         let have = [self.devices.v4.is_some(), self.devices.v6.is_some()];
-        for (family, (file, kind)) in [(RECEIVE_V4, Kind::ReceiveV4), (RECEIVE_V6, Kind::ReceiveV6)].into_iter().enumerate() {
+        for (family, (file, kind)) in
+            [(RECEIVE_V4, Kind::ReceiveV4), (RECEIVE_V6, Kind::ReceiveV6)].into_iter().enumerate()
+        {
             if have[family] && !self.receives_armed[family] {
                 let header = &raw const *self.receive_header;
-                let receive = opcode::RecvMsgMulti::new(types::Fixed(file), header, self.receive_buffers.group());
+                let receive =
+                    opcode::RecvMsgMulti::new(types::Fixed(file), header, self.receive_buffers.group());
                 self.push(receive.build(), token(kind, 0))?;
                 self.receives_armed[family] = true;
                 self.effort.rearms += 1;
@@ -252,7 +257,13 @@ impl Uring {
         }
     }
 
-    fn end_receive(&mut self, kind: Kind, result: i32, flags: u32, realtime_offset: i64) -> Option<Completion> {
+    fn end_receive(
+        &mut self,
+        kind: Kind,
+        result: i32,
+        flags: u32,
+        realtime_offset: i64,
+    ) -> Option<Completion> {
         if !cqueue::more(flags) {
             self.receives_armed[(kind == Kind::ReceiveV6) as usize] = false;
         }
@@ -270,7 +281,8 @@ impl Uring {
                     self.receive_buffers.provide(lease);
                 }
                 // Out of buffers is not an error: it is how a multishot says that it must be armed again.
-                (error != -libc::ENOBUFS && error < 0).then(|| Completion::ReceiveFailed(Errno::from_raw(-error)))
+                (error != -libc::ENOBUFS && error < 0)
+                    .then(|| Completion::ReceiveFailed(Errno::from_raw(-error)))
             }
         }
     }

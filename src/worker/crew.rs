@@ -203,7 +203,11 @@ impl Job {
     }
 }
 
-fn work<D: crate::io::driver::Driver>(driver: D, parts: Parts, started: &Sender<Result<(), String>>) -> Ended {
+fn work<D: crate::io::driver::Driver>(
+    driver: D,
+    parts: Parts,
+    started: &Sender<Result<(), String>>,
+) -> Ended {
     let mut worker = DataWorker::new(driver, parts);
     // The crew waits for one message per worker and there is room for all.
     let _ = started.try_send(Ok(()));

@@ -203,7 +203,15 @@ impl<D: Driver> DataWorker<D> {
             }
             let bytes = &read.lease[..read.bytes];
             let view = &self.view;
-            match outbound::superpacket(bytes, read.resume, now, self.encap, view, &mut self.trains, &self.counters) {
+            match outbound::superpacket(
+                bytes,
+                read.resume,
+                now,
+                self.encap,
+                view,
+                &mut self.trains,
+                &self.counters,
+            ) {
                 Progress::Done => self.driver.lend(read.lease),
                 Progress::Blocked(segment) => {
                     let buffer = self.driver.send_buffer();
@@ -227,7 +235,8 @@ impl<D: Driver> DataWorker<D> {
             let part = Part { slot: buffer.slot(), start: 0, len: bytes };
             driver.lend(buffer);
             let send = Send { peer, to, part, segment_bytes, datagrams, started };
-            *in_flight += if *train_segments_max > 1 { send_whole(driver, send) } else { send_singly(driver, send) };
+            *in_flight +=
+                if *train_segments_max > 1 { send_whole(driver, send) } else { send_singly(driver, send) };
         }
     }
 
@@ -276,7 +285,9 @@ impl<D: Driver> DataWorker<D> {
             _ => return,
         };
         if segments_max < self.train_segments_max {
-            tracing::warn!("the kernel refuses trains of {datagrams} datagrams ({error}); at most {segments_max} now");
+            tracing::warn!(
+                "the kernel refuses trains of {datagrams} datagrams ({error}); at most {segments_max} now"
+            );
             self.train_segments_max = segments_max;
             self.trains.set_limits(limits(segments_max));
         }
@@ -324,7 +335,9 @@ impl<D: Driver> DataWorker<D> {
                 match completion {
                     Completion::Sent { send, result } => self.on_sent(send, result, now),
                     Completion::Written { gather, result } => self.on_written(gather, result, now),
-                    Completion::TunRead { lease, .. } | Completion::Received { lease, .. } => self.driver.lend(lease),
+                    Completion::TunRead { lease, .. } | Completion::Received { lease, .. } => {
+                        self.driver.lend(lease)
+                    }
                     Completion::ReceiveFailed(_) | Completion::TunGone | Completion::Woken => {}
                 }
             }

@@ -51,7 +51,8 @@ pub fn open(config: &DeviceConfig) -> anyhow::Result<Device> {
     // Routes need the interface up. An attached interface keeps the settings that are not asked for.
     configure(&mut netlink, &tun, config)?;
     report(&tun, &sockets, config.offloads);
-    let queues = tun.queues.into_iter().zip(sockets.workers).map(|(tun, worker)| devices(tun, worker)).collect();
+    let queues =
+        tun.queues.into_iter().zip(sockets.workers).map(|(tun, worker)| devices(tun, worker)).collect();
     Ok(Device {
         name: tun.name,
         index: tun.index,
@@ -98,7 +99,9 @@ fn open_tun(config: &DeviceConfig) -> anyhow::Result<Tun> {
 fn configure(netlink: &mut Netlink, tun: &Tun, config: &DeviceConfig) -> anyhow::Result<()> {
     let index = tun.index;
     let name = &tun.name;
-    netlink.set_mtu(index, config.mtu.into()).with_context(|| format!("cannot set the MTU of {name} to {}", config.mtu))?;
+    netlink
+        .set_mtu(index, config.mtu.into())
+        .with_context(|| format!("cannot set the MTU of {name} to {}", config.mtu))?;
     if tun.created {
         netlink.set_txqueuelen(index, TXQUEUELEN)?;
         limit_superpackets(netlink, index, config.mtu);
@@ -154,7 +157,10 @@ fn report(tun: &Tun, sockets: &UdpGroup, wanted: Offloads) {
         tracing::warn!("{}: no TCP segmentation on the TUN; every packet is a read of its own", tun.name);
     }
     if wanted.uso && wanted.tso && !tun.offloads.uso {
-        tracing::warn!("{}: no UDP segmentation on the TUN (Linux 6.2 has it); continuing with TCP only", tun.name);
+        tracing::warn!(
+            "{}: no UDP segmentation on the TUN (Linux 6.2 has it); continuing with TCP only",
+            tun.name
+        );
     }
     for note in &sockets.notes {
         tracing::warn!("{note}");
