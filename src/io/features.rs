@@ -175,8 +175,8 @@ fn probe_udp() -> Vec<Feature> {
             buffer_bytes: BUFFER_BYTES,
         })
     };
-    let v4 = open(Ipv4Addr::LOCALHOST.into());
-    let v6 = open(Ipv6Addr::LOCALHOST.into());
+    let v4 = open(Ipv4Addr::UNSPECIFIED.into());
+    let v6 = open(Ipv6Addr::UNSPECIFIED.into());
     let family = |group: &Result<UdpGroup, udp::UdpError>| match group {
         Ok(_) => State::Yes,
         Err(error) => State::No(error.to_string()),
@@ -201,8 +201,10 @@ fn probe_udp() -> Vec<Feature> {
         ),
         row(
             "trains of 128 datagrams",
-            needs_socket(&|group| {
-                State::when(group.train_segments_max >= 128, &format!("at most {}", group.train_segments_max))
+            needs_socket(&|group| match group.train_segments_max {
+                128.. => State::Yes,
+                _ if !loopback_is_up() => State::Unknown(LOOPBACK_IS_DOWN.to_owned()),
+                limit => State::No(format!("at most {limit}")),
             }),
             "6.9, stable trees",
             "trains of 64, no loss at an MTU above 1000",
@@ -313,10 +315,10 @@ fn probe_io_uring() -> Vec<Feature> {
             "6.7",
             "single reads, submitted anew each time",
         ),
-        row("multishot recvmsg", needs_ring(&|_| State::of(receive_multishot())), "6.0", BUFFERS),
+        row("multishot recvmsg", needs_ring(&|_| needs_loopback(receive_multishot)), "6.0", BUFFERS),
         row(
             "sendmsg with UDP_SEGMENT",
-            needs_ring(&|_| State::of(send_train())),
+            needs_ring(&|_| needs_loopback(send_train)),
             "5.3",
             "one send per datagram: several times slower",
         ),
@@ -340,6 +342,16 @@ fn probe_io_uring() -> Vec<Feature> {
         ),
         row("all operations known to the kernel", needs_ring(&|ring| operations(ring)), "5.6", BUFFERS),
     ]
+}
+
+const LOOPBACK_IS_DOWN: &str = "loopback is down; `ip link set lo up`";
+
+fn needs_loopback(attempt: impl FnOnce() -> nix::Result<()>) -> State {
+    if loopback_is_up() { State::of(attempt()) } else { State::Unknown(LOOPBACK_IS_DOWN.to_owned()) }
+}
+
+fn loopback_is_up() -> bool {
+    loopback_socket().is_ok_and(|(socket, address)| socket.send_to(b"x", address).is_ok())
 }
 
 fn operations(ring: &IoUring) -> State {
