@@ -15,13 +15,15 @@ from rig import ENDS, PREFIX_LENGTH, UNDERLAY, Process, Rig
 
 PORT = 51820
 INNER = {("a", 4): "10.77.0.1", ("b", 4): "10.77.0.2", ("a", 6): "fd77::1", ("b", 6): "fd77::2"}
-INNER_NETWORK = {4: "10.77.0.0/24", 6: "fd77::/64"}
+HOST_LENGTH = {4: 32, 6: 128}
 
 
 class Contender(Protocol):
     """One way across. `start` returns when packets cross; `stop` returns the counters of each end, if it has any."""
 
-    label: str
+    @property
+    def label(self) -> str:
+        """What the tables call it."""
 
     def address(self, end: str, family: int) -> str:
         """The address iperf3 uses at `end`."""
@@ -71,7 +73,7 @@ class Uringvpn:
         other = "b" if end == "a" else "a"
         host = UNDERLAY[other, self.outer]
         host = f"[{host}]" if self.outer == 6 else host
-        allowed = "+".join(INNER_NETWORK.values())
+        allowed = "+".join(f"{INNER[other, family]}/{length}" for family, length in HOST_LENGTH.items())
         argv = [str(self.binary), "--foreground", "--plaintext", "--tun", f"uvpn{end}", "--queues", str(self.queues)]
         for family, length in PREFIX_LENGTH.items():
             argv += ["--address", f"{INNER[end, family]}/{length}"]

@@ -21,7 +21,7 @@ SECONDS = 3
 TRAFFIC = {
     "TCP, 1 flow": Traffic(),
     "TCP, 4 flows": Traffic(flows=4),
-    "UDP, 1372 B": Traffic("udp"),
+    "UDP, 500 Mbit": Traffic("udp", rate="500M"),
     "TCP + ping": Traffic(ping=True),
 }
 

@@ -40,7 +40,8 @@ for (const f of frames()) f.addEventListener('click', zoom);
 def fold(lines: Iterable[str]) -> Counter[tuple[str, ...]]:
     """Counts equal stacks, outermost frame first, in the output of `perf script` or in folded stacks."""
     stacks: Counter[tuple[str, ...]] = Counter()
-    thread, frames = "", []
+    thread = ""
+    frames: list[str] = []
     for line in [*lines, ""]:
         line = line.rstrip("\n")
         folded = re.fullmatch(r"(\S.*;.*) (\d+)", line)

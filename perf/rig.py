@@ -151,7 +151,9 @@ class Rig:
     def start(self, end: str, argv: list[str]) -> Process:
         """Starts a program that stays; `stop` it, or leaving the rig will."""
         log = tempfile.TemporaryFile(prefix="uvpn-")
-        popen = subprocess.Popen(self.command(end, argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        # The product reads options from URINGVPN_…: the operator's must not change what we measure.
+        env = {name: value for name, value in os.environ.items() if not name.startswith("URINGVPN_")}
+        popen = subprocess.Popen(self.command(end, argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
         process = Process(f"{Path(argv[0]).name} at end {end}", popen, log)
         self._processes.append(process)
         return process

@@ -1,6 +1,9 @@
 """The scenario matrix: flows × MTU × direction × inner family × offload, and the datagram sizes of UDP.
 
 The driver and the build are contenders, not scenarios: they are compared within one round.
+
+Small packets come from iperf3, one system call each: on one core it makes and takes some 400,000 a second. A tunnel
+that is faster than that shows in its CPU (the paced scenarios), not in its packets per second.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from measure import Traffic
 
 # Everything the product can switch off, in the words of --disable.
 ALL_OFFLOADS = ("tso", "uso", "gso", "gro")
-# The outer headers of a plain tunnel over IPv6, rounded up to what WireGuard would need too.
+# What WireGuard over IPv6 adds: 40 + 8 + 32. The same in plain mode, so that both carry equal segments.
 OUTER_BYTES = 80
 
 

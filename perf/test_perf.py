@@ -101,7 +101,7 @@ class ProductSummary(unittest.TestCase):
 class Commands(unittest.TestCase):
     def test_the_other_end_is_the_peer(self) -> None:
         argv = Uringvpn("x", Path("/u"), driver="uring", outer=6, disable=("tso", "gro")).command("b")
-        self.assertIn("[2001:db8::1]:51820,allowed-ips=10.77.0.0/24+fd77::/64", argv)
+        self.assertIn("[2001:db8::1]:51820,allowed-ips=10.77.0.1/32+fd77::1/128", argv)
         self.assertEqual(argv[argv.index("--disable") + 1], "tso,gro")
 
     def test_the_direction_becomes_an_option(self) -> None:
