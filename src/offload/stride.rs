@@ -29,7 +29,7 @@ mod tests {
 
     #[test]
     fn without_a_stride_there_is_one_datagram_even_an_empty_one() {
-        assert_eq!(datagrams(250, 0).collect::<Vec<_>>(), [0..250]);
-        assert_eq!(datagrams(0, 0).collect::<Vec<_>>(), [0..0]);
+        assert!(datagrams(250, 0).eq(std::iter::once(0..250)));
+        assert!(datagrams(0, 0).eq(std::iter::once(0..0)));
     }
 }
