@@ -7,6 +7,7 @@ use std::ptr;
 use super::cmsg::{RECEIVE_CONTROL_BYTES, ReceiveControl, SendControl};
 use super::driver::Send;
 use super::lease::Loans;
+use super::udp::WorkerSockets;
 use crate::offload::coalesce::{Gather, HEAD_BYTES_MAX, SEGMENTS_MAX};
 use crate::offload::stride::Received;
 use crate::time::Time;
@@ -16,19 +17,8 @@ use crate::time::Time;
 pub struct Devices {
     /// The TUN queue, non-blocking.
     pub tun: OwnedFd,
-    /// The IPv4 and the IPv6 sockets; at least one.
-    pub v4: Option<Socket>,
-    /// See `v4`.
-    pub v6: Option<Socket>,
-}
-
-/// One family's descriptors, non-blocking.
-#[derive(Debug)]
-pub struct Socket {
-    /// Where datagrams arrive.
-    pub receive: OwnedFd,
-    /// Where datagrams leave, when not from `receive` (a source port of the worker's own).
-    pub send: Option<OwnedFd>,
+    /// The sockets.
+    pub sockets: WorkerSockets,
 }
 
 /// struct sockaddr_in6, the longer of the two.

@@ -64,7 +64,7 @@ impl Syscall {
         };
         watch(devices.tun.as_fd(), TUN)?;
         watch(waker.as_fd(), WAKE)?;
-        for (socket, which) in [(&devices.v4, V4), (&devices.v6, V6)] {
+        for (socket, which) in [(&devices.sockets.v4, V4), (&devices.sockets.v6, V6)] {
             if let Some(socket) = socket {
                 watch(socket.receive.as_fd(), which)?;
             }
@@ -102,10 +102,11 @@ impl Syscall {
 
     fn carry_out_send(&mut self, send: Send) -> Completion {
         let header = self.memory.prepare_send(&send, &mut self.loans);
-        let socket = if send.to.remote.is_ipv4() { &self.devices.v4 } else { &self.devices.v6 };
+        let socket =
+            if send.to.remote.is_ipv4() { &self.devices.sockets.v4 } else { &self.devices.sockets.v6 };
         let result = match socket {
-            Some(socket) => {
-                let fd = socket.send.as_ref().unwrap_or(&socket.receive).as_raw_fd();
+            Some(sockets) => {
+                let fd = sockets.sender().as_raw_fd();
                 // SAFETY: (O) the header was just prepared and points into lent buffers (L).
                 check(|| unsafe { libc::sendmsg(fd, header, libc::MSG_DONTWAIT) })
             }
@@ -145,7 +146,7 @@ impl Syscall {
     }
 
     fn receive(&mut self, which: usize, done: &mut Vec<Completion>) {
-        let socket = if which == V4 { &self.devices.v4 } else { &self.devices.v6 };
+        let socket = if which == V4 { &self.devices.sockets.v4 } else { &self.devices.sockets.v6 };
         let Some(socket) = socket else { return };
         let fd = socket.receive.as_raw_fd();
         let realtime_offset = clock::realtime_offset();

@@ -10,7 +10,7 @@ use core_affinity::CoreId;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::data::{DataWorker, End, Flags, Parts};
-use super::device::{self, Device};
+use super::device::Device;
 use crate::control::config::{CORES_TO_PIN, DeviceConfig, IoChoice, PinChoice};
 use crate::dataplane::encap::Encap;
 use crate::io::clock;
@@ -51,7 +51,6 @@ pub struct Crew {
 /// # Errors
 /// io_uring is refused and was demanded; a worker cannot set up its ring; no thread to be had.
 pub fn start(device: Device, config: &DeviceConfig) -> anyhow::Result<Crew> {
-    device::check_families(&device.view, &device.queues)?;
     let kind = choose_driver(config.io)?;
     let count = device.queues.len();
     let counters: Vec<_> = (0..count).map(|_| Arc::new(WorkerCounters::default())).collect();
