@@ -63,9 +63,9 @@ impl OperationMemory {
     }
 
     /// Lays out sendmsg's argument for `send`.
-    pub fn prepare_send(&mut self, send: &Send, loans: &mut Loans) -> *const libc::msghdr {
+    pub fn prepare_send(&mut self, send: &Send, loans: &Loans) -> *const libc::msghdr {
         let part = send.part;
-        let bytes = loans.begin_use(part.slot, part.start, part.len);
+        let bytes = loans.address(part);
         self.iovecs[0] = libc::iovec { iov_base: bytes.cast(), iov_len: part.len as usize };
         self.control = SendControl::new();
         if send.datagrams > 1 {
@@ -87,23 +87,16 @@ impl OperationMemory {
     }
 
     /// Lays out writev's argument for `gather`: address and number of iovecs.
-    pub fn prepare_write(&mut self, gather: &Gather, loans: &mut Loans) -> (*const libc::iovec, usize) {
+    pub fn prepare_write(&mut self, gather: &Gather, loans: &Loans) -> (*const libc::iovec, usize) {
         let head = gather.head();
         self.head[..head.len()].copy_from_slice(head);
         self.iovecs[0] = libc::iovec { iov_base: self.head.as_mut_ptr().cast(), iov_len: head.len() };
         assert!(gather.parts.len() < IOVECS_MAX, "{} parts in one write", gather.parts.len());
         for (iovec, part) in self.iovecs[1..].iter_mut().zip(&gather.parts) {
-            let bytes = loans.begin_use(part.slot, part.start, part.len);
+            let bytes = loans.address(*part);
             *iovec = libc::iovec { iov_base: bytes.cast(), iov_len: part.len as usize };
         }
         (self.iovecs.as_ptr(), gather.parts.len() + 1)
-    }
-}
-
-/// Ends the uses that [`OperationMemory::prepare_write`] counted.
-pub(super) fn end_write(gather: &Gather, loans: &mut Loans) {
-    for part in &gather.parts {
-        loans.end_use(part.slot);
     }
 }
 

@@ -12,7 +12,7 @@ use super::clock;
 use super::cmsg::RECEIVE_CONTROL_BYTES;
 use super::driver::{Completion, Driver, Effort, Send, Wait};
 use super::lease::{self, Lease, Loans};
-use super::message::{Devices, NAME_BYTES, OperationMemory, PAYLOAD_START, end_write, received};
+use super::message::{Devices, NAME_BYTES, OperationMemory, PAYLOAD_START, received};
 use super::uring::gone;
 use super::wake::Waker;
 use crate::offload::coalesce::Gather;
@@ -101,7 +101,7 @@ impl Syscall {
     }
 
     fn carry_out_send(&mut self, send: Send) -> Completion {
-        let header = self.memory.prepare_send(&send, &mut self.loans);
+        let header = self.memory.prepare_send(&send, &self.loans);
         let socket =
             if send.to.remote.is_ipv4() { &self.devices.sockets.v4 } else { &self.devices.sockets.v6 };
         let result = match socket {
@@ -112,16 +112,16 @@ impl Syscall {
             }
             None => Err(Errno::EAFNOSUPPORT),
         };
-        self.loans.end_use(send.part.slot);
+        self.loans.end_use(&[send.part]);
         Completion::Sent { send, result: result.map(|_| ()) }
     }
 
     fn carry_out_write(&mut self, gather: Gather) -> Completion {
-        let (iovecs, count) = self.memory.prepare_write(&gather, &mut self.loans);
+        let (iovecs, count) = self.memory.prepare_write(&gather, &self.loans);
         let tun = self.devices.tun.as_raw_fd();
         // SAFETY: (O) the iovecs were just prepared and point into lent buffers (L).
         let result = check(|| unsafe { libc::writev(tun, iovecs, count as i32) });
-        end_write(&gather, &mut self.loans);
+        self.loans.end_use(&gather.parts);
         Completion::Written { gather, result: result.map(|_| ()) }
     }
 
@@ -213,10 +213,12 @@ impl Driver for Syscall {
     }
 
     fn send(&mut self, send: Send) {
+        self.loans.begin_use(&[send.part]);
         self.queued.push(Queued::Send(send));
     }
 
     fn write(&mut self, gather: Gather) {
+        self.loans.begin_use(&gather.parts);
         self.queued.push(Queued::Write(gather));
     }
 

@@ -15,7 +15,7 @@ use super::clock;
 use super::cmsg::RECEIVE_CONTROL_BYTES;
 use super::driver::{Completion, Driver, Effort, Send, Wait};
 use super::lease::{self, Lease, Loans};
-use super::message::{Devices, NAME_BYTES, OperationMemory, end_write, received};
+use super::message::{Devices, NAME_BYTES, OperationMemory, received};
 use super::ring::{BufferRing, Ring};
 use super::udp::Sockets;
 use super::wake::Waker;
@@ -232,11 +232,11 @@ impl Uring {
         let result = if result < 0 { Err(Errno::from_raw(-result)) } else { Ok(()) };
         match self.operations.remove(key) {
             Operation::Send(send) => {
-                self.loans.end_use(send.part.slot);
+                self.loans.end_use(&[send.part]);
                 Completion::Sent { send, result }
             }
             Operation::Write(gather) => {
-                end_write(&gather, &mut self.loans);
+                self.loans.end_use(&gather.parts);
                 Completion::Written { gather, result }
             }
         }
@@ -316,8 +316,9 @@ impl Driver for Uring {
 
     fn send(&mut self, send: Send) {
         self.make_room();
+        self.loans.begin_use(&[send.part]);
         let key = self.operations.insert(Operation::Send(send));
-        let header = self.memory[key].prepare_send(&send, &mut self.loans);
+        let header = self.memory[key].prepare_send(&send, &self.loans);
         let file = types::Fixed(if send.to.remote.is_ipv4() { SEND_V4 } else { SEND_V6 });
         let entry = opcode::SendMsg::new(file, header).flags(libc::MSG_DONTWAIT as u32).build();
         self.push(entry, token(Kind::Operation, key)).expect("the ring accepts what it accepted before");
@@ -325,8 +326,9 @@ impl Driver for Uring {
 
     fn write(&mut self, gather: Gather) {
         self.make_room();
+        self.loans.begin_use(&gather.parts);
         let key = self.operations.vacant_key();
-        let (iovecs, count) = self.memory[key].prepare_write(&gather, &mut self.loans);
+        let (iovecs, count) = self.memory[key].prepare_write(&gather, &self.loans);
         self.operations.insert(Operation::Write(gather));
         let entry = opcode::Writev::new(types::Fixed(TUN), iovecs, count as u32).build();
         self.push(entry, token(Kind::Operation, key)).expect("the ring accepts what it accepted before");
