@@ -12,7 +12,6 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use super::data::{DataWorker, End, Flags, Parts};
 use super::device::Device;
 use crate::control::config::{CORES_TO_PIN, DeviceConfig, IoChoice, PinChoice};
-use crate::dataplane::encap::Encap;
 use crate::io::clock;
 use crate::io::features::io_uring_refusal;
 use crate::io::message::Devices;
@@ -68,7 +67,6 @@ pub fn start(device: Device, config: &DeviceConfig) -> anyhow::Result<Crew> {
         let waker = Waker::new().context("no doorbell for a worker")?;
         let parts = Parts {
             view: view.clone(),
-            encap: Encap::Plain,
             train_segments_max: device.train_segments_max,
             merge,
             counters,
