@@ -6,8 +6,9 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use ipnet::IpNet;
 
-use crate::control::config::{DeviceConfig, Offloads, PeerConfig};
+use crate::control::config::{DeviceConfig, Offloads};
 use crate::control::netlink::{Netlink, NetlinkError};
+use crate::control::peer::PeerConfig;
 use crate::dataplane::view::View;
 use crate::io::message::{Devices, Socket};
 use crate::io::tun::{self, OffloadSwitches, Tun, TunOffloads, TunRequest};
