@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::endpoint::{HostPort, Listen, PORT_DEFAULT};
+use super::endpoint::{AddressError, HostPort, Listen, ListenError, PORT_DEFAULT};
 use super::name::{NameProblem, TUN_DEFAULT, check_name};
 use super::peer::{PEER_EXAMPLE, PeerConfig, PeerError, drop_repetitions, truncate_prefixes};
 use super::shorten;
@@ -161,24 +161,12 @@ pub enum ConfigError {
         /// The first IPv6 address.
         address: IpNet,
     },
-    /// An interface address that is none.
-    #[error("address {given:?}: {problem}; a correct one is for example 10.9.0.1/24")]
-    Address {
-        /// The text given.
-        given: String,
-        /// What is wrong with it.
-        problem: &'static str,
-    },
-    /// A listening address or port that is none.
-    #[error(
-        "listen {given:?}: {problem}; correct are for example {PORT_DEFAULT}, 192.0.2.1:{PORT_DEFAULT} and [2001:db8::1]:{PORT_DEFAULT}"
-    )]
-    Listen {
-        /// The text given.
-        given: String,
-        /// What is wrong with it.
-        problem: &'static str,
-    },
+    /// An interface address that cannot be parsed.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// A listening address or port that cannot be parsed.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// A statistics interval out of range.
     #[error("stats interval {given}: must be from 1 to 86400 seconds")]
     StatsInterval {

@@ -9,7 +9,6 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
-use super::config::ConfigError;
 use super::name::check_name;
 use super::shorten;
 
@@ -39,6 +38,28 @@ pub struct HostPort {
     pub host: String,
     /// UDP port, never 0 after parsing.
     pub port: u16,
+}
+
+/// A listening address or port that is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "listen {given:?}: {problem}; correct are for example {PORT_DEFAULT}, 192.0.2.1:{PORT_DEFAULT} and [2001:db8::1]:{PORT_DEFAULT}"
+)]
+pub struct ListenError {
+    /// The text given.
+    pub given: String,
+    /// What is wrong with it.
+    pub problem: &'static str,
+}
+
+/// An interface address that is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("address {given:?}: {problem}; a correct one is for example 10.9.0.1/24")]
+pub struct AddressError {
+    /// The text given.
+    pub given: String,
+    /// What is wrong with it.
+    pub problem: &'static str,
 }
 
 /// What is wrong with a `HOST:PORT`.
@@ -83,14 +104,14 @@ pub struct ResolveError {
 }
 
 impl FromStr for Listen {
-    type Err = ConfigError;
+    type Err = ListenError;
 
     /// Reads `PORT`, `IPV4:PORT` or `[IPV6]:PORT`. The unspecified addresses mean what they say: one family only.
     ///
     /// # Errors
-    /// [`ConfigError::Listen`].
-    fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let error = |problem| ConfigError::Listen { given: shorten(text), problem };
+    /// [`ListenError`], also for port 0.
+    fn from_str(text: &str) -> Result<Self, ListenError> {
+        let error = |problem| ListenError { given: shorten(text), problem };
         let (address, port) = match text.rsplit_once(':') {
             None => (None, text),
             Some((address, port)) => (Some(address), port),
@@ -243,9 +264,9 @@ pub(super) fn parse_digits(text: &str) -> Option<u16> {
 /// Parses the prefix or bare address of an interface; a bare address is `/32` or `/128`, host bits stay.
 ///
 /// # Errors
-/// [`ConfigError::Address`] if it is no prefix, or its address is not that of one host.
-pub fn parse_address(text: &str) -> Result<IpNet, ConfigError> {
-    let error = |problem| ConfigError::Address { given: shorten(text), problem };
+/// [`AddressError`] if it is no prefix, or its address is not that of one host.
+pub fn parse_address(text: &str) -> Result<IpNet, AddressError> {
+    let error = |problem| AddressError { given: shorten(text), problem };
     let address = parse_prefix(text).ok_or_else(|| error("is not an IP address with a prefix length"))?;
     if !is_one_host(address.addr()) {
         return Err(error("is not the address of one host"));
@@ -285,7 +306,7 @@ mod tests {
         );
         for wrong in ["", "0", "65536", "+7", ":7", "::1:7", "[::1]", "[::1]7", "localhost:7", "7:192.0.2.1"]
         {
-            assert!(matches!(listen(wrong), Err(ConfigError::Listen { .. })), "{wrong:?}");
+            assert!(listen(wrong).is_err(), "{wrong:?}");
         }
     }
 
