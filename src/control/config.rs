@@ -5,7 +5,6 @@
 //! [`super::peer`], [`super::endpoint`], [`super::name`].
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -347,11 +346,9 @@ fn check_mode(peer: &PeerConfig, plaintext: bool) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// The default routes of both families.
 fn everything() -> Vec<IpNet> {
-    vec![
-        Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0).into(),
-        Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0).into(),
-    ]
+    vec![Ipv4Net::default().into(), Ipv6Net::default().into()]
 }
 
 #[cfg(test)]

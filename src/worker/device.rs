@@ -1,10 +1,8 @@
 //! Opens what a tunnel consists of: TUN queues, sockets, the interface's settings, the view of peers.
 
 use std::net::SocketAddr;
-use std::path::Path;
 
 use anyhow::{Context, bail};
-use ipnet::IpNet;
 
 use crate::control::config::{DeviceConfig, Offloads};
 use crate::control::netlink::{Netlink, NetlinkError};
@@ -108,12 +106,14 @@ fn configure(netlink: &mut Netlink, tun: &Tun, config: &DeviceConfig) -> anyhow:
         limit_superpackets(netlink, index, config.mtu);
     }
     for address in &config.addresses {
-        add_address(netlink, index, *address).with_context(|| format!("cannot give {address} to {name}"))?;
+        tolerate_existing(netlink.add_address(index, *address))
+            .with_context(|| format!("cannot give {address} to {name}"))?;
     }
     netlink.set_up(index).with_context(|| format!("cannot set {name} up"))?;
     if config.routes {
         for prefix in config.route_prefixes() {
-            add_route(netlink, index, prefix).with_context(|| format!("cannot route {prefix} to {name}"))?;
+            tolerate_existing(netlink.add_route(index, prefix))
+                .with_context(|| format!("cannot route {prefix} to {name}"))?;
         }
     }
     Ok(())
@@ -131,15 +131,7 @@ fn limit_superpackets(netlink: &mut Netlink, index: u32, mtu: u16) {
 fn forwards() -> bool {
     ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"]
         .iter()
-        .any(|path| std::fs::read(Path::new(path)).is_ok_and(|text| text.starts_with(b"1")))
-}
-
-fn add_address(netlink: &mut Netlink, index: u32, address: IpNet) -> Result<(), NetlinkError> {
-    tolerate_existing(netlink.add_address(index, address))
-}
-
-fn add_route(netlink: &mut Netlink, index: u32, prefix: IpNet) -> Result<(), NetlinkError> {
-    tolerate_existing(netlink.add_route(index, prefix))
+        .any(|path| std::fs::read(path).is_ok_and(|text| text.starts_with(b"1")))
 }
 
 /// An attached interface may have it already.
