@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, bail};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::control::config::{DeviceConfig, Offloads};
 use crate::control::netlink::{Netlink, NetlinkError};
@@ -35,6 +36,19 @@ pub struct Device {
     pub train_segments_max: u16,
     /// Routes and peers.
     pub view: View,
+}
+
+/// Lets this process open as many descriptors as it may.
+///
+/// The soft limit is usually 1024, for the sake of programs with select(2). A queue has up to seven descriptors, its ring
+/// and doorbell included, so 256 of them need more. If it stays low, opening says what there was no room for.
+pub(super) fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) }
+    });
+    if let Err(error) = raised {
+        tracing::debug!("the limit of open files stays as it is (RLIMIT_NOFILE: {error})");
+    }
 }
 
 /// Opens everything `config` asks for.
@@ -175,4 +189,18 @@ pub(super) fn check_families(view: &View, queues: &[Devices]) -> anyhow::Result<
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_descriptor_limit_rises_to_the_hard_one() {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        // Enough for the tests that run beside this one.
+        setrlimit(Resource::RLIMIT_NOFILE, hard.min(512), hard).unwrap();
+        raise_descriptor_limit();
+        assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (hard, hard));
+    }
 }
