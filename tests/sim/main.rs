@@ -77,8 +77,8 @@ fn the_runs_meet_every_trouble_there_is() {
     }
     assert!(seen(&|totals| totals.train_retries > 0) > 0);
     assert!(seen(&|totals| totals.receive_errors > 0) > 0);
-    assert!(seen(&|totals| totals.sent_datagrams > 4 * totals.trains) > 20, "few trains");
-    assert!(seen(&|totals| totals.written_packets > 2 * totals.tun_writes) > 20, "few superpackets");
+    assert!(seen(&|totals| totals.sent_datagrams > 2 * totals.trains) > 10, "few trains");
+    assert!(seen(&|totals| totals.written_packets > 2 * totals.tun_writes) > 10, "few superpackets");
 }
 
 #[test]
