@@ -89,10 +89,12 @@ fn clocks_are_read_only_in_io_clock() {
     let sources = sources(&["src"]);
     let others = sources.iter().filter(|source| source.path != "src/io/clock.rs");
     let words = ["clock_gettime", "Instant::now", "SystemTime::now", "gettimeofday", ".elapsed()"];
-    assert_none(
-        "src/io/clock.rs alone reads clocks",
-        others.flat_map(|source| source.places(&words)).collect(),
-    );
+    let excused = |source: &Source| OWN_CLOCK.iter().any(|(path, _)| *path == source.path);
+    let (excused, others): (Vec<_>, Vec<_>) = others.partition(|source| excused(source));
+    let places = others.iter().flat_map(|source| source.places(&words));
+    assert_none("src/io/clock.rs alone reads clocks", places.collect());
+    let still = excused.iter().filter(|source| !source.places(&words).is_empty()).count();
+    assert_eq!(still, OWN_CLOCK.len(), "a file needs no excuse any more: {OWN_CLOCK:?}");
 }
 
 /// The folders in the order of the table in src/lib.rs.
@@ -123,7 +125,8 @@ fn the_folder_table_names_every_folder() {
     let mut there: Vec<_> = sources.iter().filter_map(Source::folder).collect();
     there.retain(|folder| !["lib", "main"].contains(folder));
     there.dedup();
-    (named.sort_unstable(), there.sort_unstable());
+    named.sort_unstable();
+    there.sort_unstable();
     there.dedup();
     assert_eq!(named, there);
 }
