@@ -39,6 +39,7 @@ enum Arrival {
 /// A driver without devices: the same arrivals turn after turn, in the same buffers, and everything queued is done.
 struct Null {
     now: Time,
+    peer: SocketAddr,
     /// The buffers that hold the arrivals, in their order; those of the others are send buffers.
     arrivals: Vec<(Arrival, Option<Lease>)>,
     free: Vec<Lease>,
@@ -58,7 +59,14 @@ impl Null {
             (arrival, Some(lease))
         };
         let arrivals = arrivals.into_iter().zip(leases).map(fill).collect();
-        Null { now: Time::from_nanos(1), arrivals, free, lent: Vec::new(), done: Vec::new() }
+        Null {
+            now: Time::from_nanos(1),
+            peer: PEER.parse().unwrap(),
+            arrivals,
+            free,
+            lent: Vec::new(),
+            done: Vec::new(),
+        }
     }
 }
 
@@ -99,7 +107,7 @@ impl Driver for Null {
                 Arrival::Receive(bytes, stride) => Completion::Received {
                     lease,
                     received: Received {
-                        from: PEER.parse().unwrap(),
+                        from: self.peer,
                         to: None,
                         start: 0,
                         bytes: bytes.len() as u32,
