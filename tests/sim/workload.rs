@@ -38,6 +38,11 @@ pub fn outer(v6: bool, host: usize) -> IpAddr {
     }
 }
 
+/// An IPv6 header of destination options that hold none.
+fn padding() -> (u8, Vec<u8>) {
+    (60, vec![0, 0, 1, 4, 0, 0, 0, 0])
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// Superpackets, single packets, acknowledgments.
@@ -77,7 +82,7 @@ impl Flow {
             ..if kind == Kind::Tcp { Packet::tcp(v6, Vec::new()) } else { Packet::udp(v6, Vec::new()) }
         };
         match (kind, v6) {
-            (Kind::Opaque, true) => next.extensions = vec![(60, vec![0, 0, 1, 4, 0, 0, 0, 0])],
+            (Kind::Opaque, true) => next.extensions = vec![padding()],
             (Kind::Opaque, false) if random.chance(50) => next.fragment = 0x2000,
             (Kind::Opaque, false) => next.ip_options = vec![1, 1, 1, 0],
             _ if random.chance(30) => next.tcp_options.clear(),
@@ -96,6 +101,7 @@ impl Flow {
                 let bytes = random.between(MARK_BYTES, 1300).next_multiple_of(8);
                 self.single(id, bytes, false)
             }
+            _ if random.chance(10) => self.opaque_single(id),
             Kind::Tcp if random.chance(10) => self.acknowledgment(),
             _ if random.chance(40) => {
                 self.next.flags = if random.chance(30) { ACK | PSH } else { ACK };
@@ -111,6 +117,19 @@ impl Flow {
         self.next.acknowledgment = self.next.acknowledgment.wrapping_add(1);
         self.next.flags = ACK;
         self.take(Vec::new(), 1, |packet| [vec![0; 16], packet.bytes()].concat())
+    }
+
+    /// A packet of this flow that nobody recognises as such, and that must not be overtaken all the same.
+    fn opaque_single(&mut self, id: u32) -> Vec<u8> {
+        if self.next.v6 {
+            self.next.extensions = vec![padding()];
+        } else {
+            self.next.ip_options = vec![1, 1, 1, 0];
+        }
+        let read = self.single(id, 100, true);
+        self.next.extensions.clear();
+        self.next.ip_options.clear();
+        read
     }
 
     fn single(&mut self, id: u32, payload_bytes: usize, begun: bool) -> Vec<u8> {
