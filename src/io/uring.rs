@@ -226,6 +226,7 @@ impl Uring {
                 }
             }
         }
+        self.ring.reaped();
     }
 
     fn end_operation(&mut self, key: usize, result: i32) -> Completion {
@@ -335,8 +336,11 @@ impl Driver for Uring {
     }
 
     fn turn(&mut self, wait: Wait, done: &mut Vec<Completion>) -> io::Result<()> {
-        let Uring { loans, tun_buffers, receive_buffers, free, .. } = self;
-        loans.collect(|lease| go_home(lease, tun_buffers, receive_buffers, free));
+        // The worker has not heard of these yet and may want to send their buffers again.
+        if self.early.is_empty() {
+            let Uring { loans, tun_buffers, receive_buffers, free, .. } = self;
+            loans.collect(|lease| go_home(lease, tun_buffers, receive_buffers, free));
+        }
         done.append(&mut self.early);
         self.arm()?;
         let (want, timeout) = match wait {
