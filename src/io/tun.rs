@@ -8,7 +8,7 @@
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -19,7 +19,9 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use thiserror::Error;
 
+use super::clock;
 use super::sys::{self, FlagsRequest};
+use crate::time::Span;
 use crate::wire::vnet_hdr::VNET_HDR_BYTES;
 
 /// Queues one TUN can have: MAX_TAP_QUEUES in drivers/net/tun.c.
@@ -29,7 +31,7 @@ pub const NAME_BYTES_MAX: usize = libc::IFNAMSIZ - 1;
 
 /// How long a device still held by somebody may take to come free. A ring of a process that just ended is torn down
 /// asynchronously and keeps its queues for about 100 ms.
-const BUSY_PATIENCE: Duration = Duration::from_secs(1);
+const BUSY_PATIENCE: Span = Span::from_secs(1);
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 /// What to open.
@@ -254,7 +256,7 @@ fn check_name(name: &str) -> Result<(), NameFault> {
 /// Attaches the first queue. Returns it with the device's real name and whether the device is new.
 fn open_first(name: &str) -> Result<(OwnedFd, String, bool), TunError> {
     let fd = open_control(name, 0)?;
-    let give_up = Instant::now() + BUSY_PATIENCE;
+    let give_up = clock::now() + BUSY_PATIENCE;
     loop {
         // IFF_TUN_EXCL tells creating from attaching: without it a second instance would join the first one's
         // device and take a part of its flows.
@@ -275,7 +277,7 @@ fn open_first(name: &str) -> Result<(OwnedFd, String, bool), TunError> {
             Ok(Existing::NotATun) => return Err(TunError::NotATun { name: name.to_owned() }),
             Err(errno) => return Err(TunError::Call { name: name.to_owned(), call: "RTM_GETLINK", errno }),
         };
-        if Instant::now() >= give_up {
+        if clock::now() >= give_up {
             return Err(TunError::InUse { name: name.to_owned(), queues: busy });
         }
         thread::sleep(BUSY_PAUSE);

@@ -104,7 +104,7 @@ impl Uring {
     /// Sets up a ring for the calling thread, which must be the one that uses it: (S).
     ///
     /// # Errors
-    /// What [`Ring::new`] refuses; EMFILE when RLIMIT_NOFILE is below six.
+    /// What [`super::ring::available`] refuses; EMFILE when RLIMIT_NOFILE is below six.
     pub fn new(devices: Devices, waker: Waker) -> io::Result<Uring> {
         let ring = Ring::new()?;
         register_files(&ring, &devices, &waker)?;
