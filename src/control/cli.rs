@@ -10,7 +10,9 @@ use std::time::Duration;
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::config::{self, ConfigError, DeviceConfig, IoChoice, Listen, MTU_DEFAULT, Offloads, TUN_DEFAULT};
+use super::config::{
+    self, ConfigError, DeviceConfig, IoChoice, Listen, MTU_DEFAULT, Offloads, PinChoice, TUN_DEFAULT,
+};
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq)]
@@ -207,10 +209,10 @@ struct LowArgs {
     #[arg(value_enum, value_delimiter = ',', help_heading = "Speed")]
     disable: Vec<LowOffload>,
 
-    /// Do not pin workers to cores
-    #[arg(long, env = "URINGVPN_NO_PIN", hide_env_values = true, value_parser = BoolishValueParser::new())]
-    #[arg(help_heading = "Speed")]
-    no_pin: bool,
+    /// Whether worker N stays on the Nth core
+    #[arg(long, env = "URINGVPN_PIN", hide_env_values = true, value_name = "WHETHER")]
+    #[arg(value_enum, default_value_t = LowPin::Auto, help_heading = "Speed")]
+    pin: LowPin,
 
     /// Stay in the foreground
     ///
@@ -240,6 +242,16 @@ enum LowIo {
     Uring,
     /// System calls: epoll, readv, writev, recvmsg, sendmsg
     Syscall,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LowPin {
+    /// With several queues on four cores or more
+    Auto,
+    /// Always
+    On,
+    /// Never: the scheduler places the workers
+    Off,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -306,7 +318,11 @@ impl LowArgs {
                 Some(seconds @ 1..=86400) => Some(Duration::from_secs(seconds)),
                 Some(given) => return Err(ConfigError::StatsInterval { given }),
             },
-            pin: !self.no_pin,
+            pin: match self.pin {
+                LowPin::Auto => PinChoice::Auto,
+                LowPin::On => PinChoice::On,
+                LowPin::Off => PinChoice::Off,
+            },
             routes: !self.no_routes,
             foreground: self.foreground,
         }

@@ -54,8 +54,8 @@ pub struct DeviceConfig {
     pub offloads: Offloads,
     /// Print statistics this often; `None` prints them only at exit.
     pub stats_interval: Option<Duration>,
-    /// Pin worker N to the Nth core we may run on.
-    pub pin: bool,
+    /// Whether worker N stays on the Nth core we may run on.
+    pub pin: PinChoice,
     /// Add the routes of [`route_prefixes`](DeviceConfig::route_prefixes).
     pub routes: bool,
     /// Stay in the foreground instead of going to the background once the tunnel is up.
@@ -76,7 +76,7 @@ impl Default for DeviceConfig {
             plaintext: false,
             offloads: Offloads::default(),
             stats_interval: None,
-            pin: true,
+            pin: PinChoice::Auto,
             routes: true,
             foreground: false,
         }
@@ -94,6 +94,22 @@ pub enum IoChoice {
     /// epoll, readv, writev, recvmsg, sendmsg.
     Syscall,
 }
+
+/// Whether each worker stays on a core of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PinChoice {
+    /// Pinned with several workers on at least [`CORES_TO_PIN`] cores.
+    #[default]
+    Auto,
+    /// Pinned.
+    On,
+    /// Placed by the scheduler.
+    Off,
+}
+
+/// Cores from which on workers are pinned unasked. On fewer they share them with the programs whose packets they carry,
+/// and the scheduler finds better places than we do: on two cores a pinned single flow lost a fifth of its throughput.
+pub const CORES_TO_PIN: usize = 4;
 
 /// Kernel offloads we may use. `true` means "if the kernel has it".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -39,7 +39,7 @@ impl Received {
 }
 
 /// The datagram ranges in `bytes` received bytes; a `stride` of 0 means one datagram.
-fn datagrams(bytes: usize, stride: usize) -> impl ExactSizeIterator<Item = Range<usize>> {
+pub fn datagrams(bytes: usize, stride: usize) -> impl ExactSizeIterator<Item = Range<usize>> {
     let stride = if stride == 0 { bytes.max(1) } else { stride };
     let count = bytes.div_ceil(stride).max(1);
     (0..count).map(move |index| {

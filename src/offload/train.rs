@@ -207,6 +207,7 @@ impl<B: DerefMut<Target = [u8]>, K: Copy + Eq + Debug> Drop for Reservation<'_, 
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -80,21 +80,21 @@ pub fn sum(bytes: &[u8]) -> Sum {
     finish_lanes(&lanes, tail)
 }
 
-/// Copies `from` to `to` and sums it, in one pass.
+/// Copies `from` to `to` and sums it, in one pass over memory.
+///
+/// Within the pass, pieces small enough for the first-level cache are copied, then summed: the C library copies with
+/// wider registers than a fused loop of ours may use, and that wins.
 ///
 /// # Panics
 /// When the lengths differ.
 pub fn copy_and_sum(from: &[u8], to: &mut [u8]) -> Sum {
     assert_eq!(from.len(), to.len(), "copy_and_sum: lengths differ");
-    let (blocks, tail) = from.as_chunks::<BLOCK_BYTES>();
-    let (to_blocks, to_tail) = to.as_chunks_mut::<BLOCK_BYTES>();
-    let mut lanes = Lanes::default();
-    for (block, to_block) in blocks.iter().zip(to_blocks) {
-        *to_block = *block;
-        lanes.add(block);
+    let mut total = Sum::ZERO;
+    for (from, to) in from.chunks(PIECE_BYTES).zip(to.chunks_mut(PIECE_BYTES)) {
+        to.copy_from_slice(from);
+        total = total + sum(from);
     }
-    to_tail.copy_from_slice(tail);
-    finish_lanes(&lanes, tail)
+    total
 }
 
 /// The sum of the pseudo-header that TCP and UDP checksums cover: addresses, protocol and transport length.
@@ -117,6 +117,8 @@ fn address(address: IpAddr) -> Sum {
     }
 }
 
+/// Even, so that every piece starts at an even offset; source and copy together fill a quarter of a 32 KiB cache.
+const PIECE_BYTES: usize = 4096;
 const LANES: usize = 8;
 const BLOCK_BYTES: usize = LANES * 8;
 
@@ -139,7 +141,7 @@ impl Lanes {
         }
     }
 
-    /// Both halves of every lane; below 2^60 for any slice that fits in memory today.
+    /// Both halves of every lane; below 2^64 for anything up to 2^34 bytes.
     #[inline(always)]
     fn total(&self) -> u64 {
         let all = self.all.iter().fold(0u64, |sum, lane| sum.wrapping_add(*lane));

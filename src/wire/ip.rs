@@ -172,6 +172,7 @@ fn walk_extensions(packet: &[u8], next_header: u8) -> Transport {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -6,11 +6,12 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
 use anyhow::{Context, anyhow, bail};
+use core_affinity::CoreId;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::data::{DataWorker, End, Flags, Parts};
 use super::device::{self, Device};
-use crate::control::config::{DeviceConfig, IoChoice};
+use crate::control::config::{CORES_TO_PIN, DeviceConfig, IoChoice, PinChoice};
 use crate::dataplane::encap::Encap;
 use crate::io::clock;
 use crate::io::features::io_uring_refusal;
@@ -59,7 +60,7 @@ pub fn start(device: Device, config: &DeviceConfig) -> anyhow::Result<Crew> {
     let flags = Arc::new(Flags::default());
     let view = Arc::new(device.view);
     let merge = Merge { tcp: device.offloads.tso, udp: device.offloads.uso };
-    let cores = if config.pin { core_affinity::get_core_ids().unwrap_or_default() } else { Vec::new() };
+    let cores = cores_to_pin(config.pin, count);
     let bell = Waker::new().context("no doorbell for the main thread")?;
     let (ends_in, ends) = bounded(count);
     let (started_in, started) = bounded(count);
@@ -97,6 +98,17 @@ pub fn start(device: Device, config: &DeviceConfig) -> anyhow::Result<Crew> {
             Err(error)
         }
     }
+}
+
+/// The cores to pin workers to, worker N to the Nth; none to leave them to the scheduler.
+fn cores_to_pin(choice: PinChoice, workers: usize) -> Vec<CoreId> {
+    let cores = core_affinity::get_core_ids().unwrap_or_default();
+    let pin = match choice {
+        PinChoice::Auto => workers > 1 && cores.len() >= CORES_TO_PIN,
+        PinChoice::On => true,
+        PinChoice::Off => false,
+    };
+    if pin { cores } else { Vec::new() }
 }
 
 fn wait_until_started(started: &Receiver<Result<(), String>>, count: usize) -> anyhow::Result<()> {
@@ -170,7 +182,7 @@ struct Job {
     devices: Devices,
     waker: Waker,
     parts: Parts,
-    core: Option<core_affinity::CoreId>,
+    core: Option<CoreId>,
     started: Sender<Result<(), String>>,
     farewell: Farewell,
 }

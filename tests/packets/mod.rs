@@ -175,7 +175,7 @@ impl Packet {
         } else {
             packet.extend(self.sequence.to_be_bytes());
             packet.extend(self.acknowledgment.to_be_bytes());
-            packet.push(((20 + self.tcp_options.len()) as u8 / 4) << 4 | self.reserved);
+            packet.push((((20 + self.tcp_options.len()) as u8 / 4) << 4) | self.reserved);
             packet.push(self.flags);
             packet.extend(self.window.to_be_bytes());
             packet.extend([0, 0]);
@@ -188,7 +188,7 @@ impl Packet {
 
     fn v4_header(&self, transport_bytes: usize) -> Vec<u8> {
         let header_bytes = 20 + self.ip_options.len();
-        let mut header = vec![0x40 | header_bytes as u8 / 4, self.tos];
+        let mut header = vec![0x40 | (header_bytes as u8 / 4), self.tos];
         header.extend(((header_bytes + transport_bytes) as u16).to_be_bytes());
         header.extend(self.id.to_be_bytes());
         header.extend(self.fragment.to_be_bytes());

@@ -1,0 +1,114 @@
+//! Arbitrary and mutated bytes into every parser and into everything behind it: nothing panics.
+#![allow(clippy::unwrap_used)]
+
+mod packets;
+
+use packets::*;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::Index;
+use uringvpn::offload::Part;
+use uringvpn::offload::coalesce::{Coalescer, Merge};
+use uringvpn::offload::split::Split;
+use uringvpn::offload::stride::datagrams;
+use uringvpn::time::Time;
+use uringvpn::wire::ip::IpView;
+use uringvpn::wire::l4::{TcpView, UdpView};
+use uringvpn::wire::vnet_hdr::{VNET_HDR_BYTES, VnetHdr};
+
+/// Everything that ever sees bytes from outside.
+fn swallow(read: &[u8], coalescer: &mut Coalescer) {
+    let _ = TcpView::parse(read);
+    let _ = UdpView::parse(read);
+    let Ok((vnet, packet)) = VnetHdr::parse(read) else {
+        return;
+    };
+    let Ok(ip) = IpView::parse(packet) else {
+        return;
+    };
+    assert!(ip.header_bytes as u32 <= ip.total_bytes && ip.total_bytes as usize <= packet.len());
+    let place = Part { slot: 0, start: 0, len: packet.len() as u32 };
+    coalescer.push(packet, &ip, place, Time::default());
+    let Ok(split) = Split::plan(&vnet, packet, &ip) else {
+        return;
+    };
+    let mut total = 0;
+    for index in 0..split.count() {
+        let bytes = split.segment_bytes(index);
+        assert!(bytes <= split.full_segment_bytes() && bytes <= ip.total_bytes as usize);
+        let mut out = vec![0; bytes];
+        split.emit(packet, index, &mut out);
+        assert_eq!(IpView::parse(&out).unwrap().total_bytes as usize, bytes);
+        total += bytes;
+    }
+    assert!(total >= ip.total_bytes as usize, "no payload is lost");
+}
+
+fn swallow_twice(read: &[u8]) {
+    let mut coalescer = Coalescer::new(Merge { tcp: true, udp: true });
+    swallow(read, &mut coalescer);
+    swallow(read, &mut coalescer);
+    assert!(coalescer.drain().count() <= 2);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn arbitrary_bytes_are_swallowed(read in vec(any::<u8>(), 0..200)) {
+        swallow_twice(&read);
+    }
+
+    #[test]
+    fn arbitrary_bytes_behind_a_version_are_swallowed(
+        mut read in vec(any::<u8>(), 40..300), version in prop::sample::select(vec![0x45, 0x46, 0x4f, 0x60]),
+        next in prop::sample::select(vec![0, 6, 17, 43, 44, 60]), gso_type in prop::sample::select(vec![0, 1, 4, 5, 0x81, 0x84]),
+    ) {
+        read[1] = gso_type;
+        read[VNET_HDR_BYTES] = version;
+        let total = read.len() - VNET_HDR_BYTES;
+        if version == 0x60 {
+            read[VNET_HDR_BYTES + 4..][..2].copy_from_slice(&(total.saturating_sub(40) as u16).to_be_bytes());
+            read[VNET_HDR_BYTES + 6] = next;
+        } else {
+            read[VNET_HDR_BYTES + 2..][..2].copy_from_slice(&(total as u16).to_be_bytes());
+            read[VNET_HDR_BYTES + 6..][..2].fill(0);
+            read[VNET_HDR_BYTES + 9] = next;
+        }
+        swallow_twice(&read);
+    }
+
+    #[test]
+    fn mutated_superpackets_are_swallowed(
+        (v6, udp) in any::<(bool, bool)>(), len in 0usize..2_000, mss in 1u16..300,
+        changes in vec((any::<Index>(), any::<u8>()), 0..4), header_changes in vec((0usize..100, any::<u8>()), 0..4),
+        cut in prop::option::of(any::<Index>()),
+    ) {
+        let packet = Packet { udp, extensions: vec![(60, vec![0; 8])], ..Packet::tcp(v6, payload(len, 1)) };
+        let mut read = packet.tun_read(mss);
+        for (index, value) in changes {
+            let at = index.index(read.len());
+            read[at] = value;
+        }
+        for (at, value) in header_changes {
+            if let Some(byte) = read.get_mut(at) {
+                *byte = value;
+            }
+        }
+        if let Some(cut) = cut {
+            read.truncate(cut.index(read.len()));
+        }
+        swallow_twice(&read);
+    }
+
+    #[test]
+    fn datagrams_of_a_stride_cover_what_was_received(bytes in 0usize..70_000, stride in 0usize..70_000) {
+        let mut at = 0;
+        for range in datagrams(bytes, stride) {
+            prop_assert_eq!(range.start, at);
+            prop_assert!(stride == 0 || range.len() <= stride);
+            at = range.end;
+        }
+        prop_assert_eq!(at, bytes);
+    }
+}
