@@ -111,6 +111,8 @@ impl Syscall {
             }
             None => Err(Errno::EAFNOSUPPORT),
         };
+        // One use since it was queued, one by `prepare_send`.
+        self.loans.end_use(send.part.slot);
         self.loans.end_use(send.part.slot);
         Completion::Sent { send, result: result.map(|_| ()) }
     }
@@ -120,6 +122,8 @@ impl Syscall {
         let tun = self.devices.tun.as_raw_fd();
         // SAFETY: (O) the iovecs were just prepared and point into lent buffers (L).
         let result = check(|| unsafe { libc::writev(tun, iovecs, count as i32) });
+        // One use since it was queued, one by `prepare_write`.
+        end_write(&gather, &mut self.loans);
         end_write(&gather, &mut self.loans);
         Completion::Written { gather, result: result.map(|_| ()) }
     }
@@ -212,10 +216,15 @@ impl Driver for Syscall {
     }
 
     fn send(&mut self, send: Send) {
+        // Counted from here on, or the buffer would come home before the send is carried out.
+        self.loans.begin_use(send.part.slot, send.part.start, send.part.len);
         self.queued.push(Queued::Send(send));
     }
 
     fn write(&mut self, gather: Gather) {
+        for part in &gather.parts {
+            self.loans.begin_use(part.slot, part.start, part.len);
+        }
         self.queued.push(Queued::Write(gather));
     }
 
