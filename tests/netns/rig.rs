@@ -121,8 +121,10 @@ impl Host {
             let read = |file| std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
             read("snmp") + &read("netstat")
         });
-        let mut lines =
-            text.lines().filter_map(|line| line.strip_prefix(group)?.strip_prefix(": ")).map(str::split_whitespace);
+        let mut lines = text
+            .lines()
+            .filter_map(|line| line.strip_prefix(group)?.strip_prefix(": "))
+            .map(str::split_whitespace);
         let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
         let value = names.zip(values).find(|(found, _)| *found == name).unwrap().1;
         value.parse().unwrap()

@@ -133,7 +133,11 @@ pub fn udp_trains_in_order(from: &Host, to: &Host, address: IpAddr, segment_byte
             let bytes = receiver.recv(&mut buffer).unwrap_or_else(|error| {
                 panic!("train {round}, segment {index} of {} bytes in all: {error}", train.len())
             });
-            assert!(buffer[..bytes] == *sent, "train {round}, segment {index}: {bytes} of {} bytes", sent.len());
+            assert!(
+                buffer[..bytes] == *sent,
+                "train {round}, segment {index}: {bytes} of {} bytes",
+                sent.len()
+            );
         }
     }
 }
@@ -161,7 +165,8 @@ impl Measured {
             let key = format!("\"{key}\":");
             text.find(&key).map(|at| text[at + key.len()..].to_owned())
         };
-        let end = after(&self.0, "end").and_then(|end| after(&end, section)).and_then(|rest| after(&rest, name));
+        let end =
+            after(&self.0, "end").and_then(|end| after(&end, section)).and_then(|rest| after(&rest, name));
         let end = end.unwrap_or_else(|| panic!("no {section}.{name} in {}", self.0));
         end.trim_start().split([',', '\n', '}']).next().unwrap().trim().parse().unwrap()
     }

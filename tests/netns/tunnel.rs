@@ -48,15 +48,14 @@ impl Tunnel {
     /// Starts `command`, which runs a tunnel in the foreground sooner or later.
     pub fn spawn(command: &mut Command) -> Tunnel {
         let log = tempfile::tempfile().unwrap();
-        let child = command.stdout(log.try_clone().unwrap()).stderr(log.try_clone().unwrap()).spawn().unwrap();
+        let child =
+            command.stdout(log.try_clone().unwrap()).stderr(log.try_clone().unwrap()).spawn().unwrap();
         Tunnel { child, log }
     }
 
     /// Waits until the interface is up and the sockets are open.
     #[track_caller]
     pub fn wait_up(&self, host: &Host) {
-        let flags = format!("/sys/class/net/{TUN}/flags");
-        let _ = flags;
         wait_until("the interface is up", || {
             assert!(self.is_alive(), "ended early: {}", self.output());
             let shown = host.command(["ip", "-o", "link", "show", "dev", TUN, "up"]).output().unwrap();
@@ -164,7 +163,11 @@ impl Report {
 
     /// Packets dropped for reasons other than `expected`.
     pub fn dropped_otherwise(&self, expected: &[DropReason]) -> u64 {
-        DropReason::ALL.iter().filter(|reason| !expected.contains(reason)).map(|&reason| self.dropped(reason)).sum()
+        DropReason::ALL
+            .iter()
+            .filter(|reason| !expected.contains(reason))
+            .map(|&reason| self.dropped(reason))
+            .sum()
     }
 
     /// The conservation law: what came in went out or was dropped for a reason, and nothing is left.
@@ -185,11 +188,6 @@ impl Report {
         for word in ["Imbalance", "do not add up", "panicked"] {
             assert!(!self.output.contains(word), "{}", self.output);
         }
-    }
-
-    /// Lines of the log at this level.
-    pub fn lines_at(&self, level: &str) -> Vec<&str> {
-        self.output.lines().filter(|line| line.contains(&format!(" {level} "))).collect()
     }
 }
 
@@ -223,7 +221,12 @@ impl Pair {
     #[track_caller]
     pub fn wait_reachable(&self, rig: &Rig) {
         wait_until("ping through the tunnel", || {
-            assert!(self.near.is_alive() && self.far.is_alive(), "{}{}", self.near.output(), self.far.output());
+            assert!(
+                self.near.is_alive() && self.far.is_alive(),
+                "{}{}",
+                self.near.output(),
+                self.far.output()
+            );
             reaches(&rig.hosts[0], inner(Family::V4, 1))
         });
     }
