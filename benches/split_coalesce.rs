@@ -8,7 +8,7 @@ mod packets;
 
 use std::hint::black_box;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use packets::{Packet, Received, payload, split};
 use uringvpn::offload::coalesce::{Coalescer, Merge};
 use uringvpn::offload::split::Split;
@@ -55,6 +55,30 @@ fn bench_split(criterion: &mut Criterion) {
                 }
                 at
             });
+        });
+    }
+    group.finish();
+}
+
+/// Parse, plan, and spread the segments out where they lie; each time from a fresh copy, which `batched` does not time.
+fn bench_spread(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("spread");
+    for Case { name, read } in cases() {
+        group.throughput(Throughput::Bytes(read.len() as u64 - 16));
+        group.bench_function(BenchmarkId::from_parameter(name), |b| {
+            b.iter_batched_ref(
+                || {
+                    let mut buffer = read.clone();
+                    buffer.resize(80 * 1024, 0);
+                    buffer
+                },
+                |buffer| {
+                    let (vnet, packet) = VnetHdr::parse(black_box(&buffer[..read.len()])).unwrap();
+                    let split = Split::plan(&vnet, packet, &IpView::parse(packet).unwrap()).unwrap();
+                    split.spread(buffer, 16, split.full_segment_bytes())
+                },
+                BatchSize::PerIteration,
+            );
         });
     }
     group.finish();
@@ -116,5 +140,5 @@ fn bench_alone(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, bench_split, bench_coalesce, bench_alone);
+criterion_group!(benches, bench_split, bench_spread, bench_coalesce, bench_alone);
 criterion_main!(benches);

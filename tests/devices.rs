@@ -17,6 +17,7 @@ use uringvpn::control::netlink::{LinkEvent, LinkWatch, Netlink, NetlinkError};
 use uringvpn::io::steer;
 use uringvpn::io::tun::{self, OffloadSwitches, Tun, TunError, TunRequest};
 use uringvpn::io::udp::{self, UdpError, UdpGroup, UdpRequest};
+use uringvpn::offload::train::TRAIN_SEGMENTS_SAFE;
 
 const ALL_OFFLOADS: OffloadSwitches = OffloadSwitches { tso: true, uso: true };
 
@@ -302,7 +303,7 @@ mod sockets {
             let mut netlink = Netlink::connect().unwrap();
             let lo = netlink.link("lo").unwrap().unwrap();
             netlink.set_down(lo.index).unwrap();
-            assert!(udp::train_segments_max() >= udp::TRAIN_SEGMENTS_SAFE);
+            assert!(udp::train_segments_max() >= TRAIN_SEGMENTS_SAFE);
         });
     }
 

@@ -11,8 +11,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 use uringvpn::offload::coalesce::{Coalescer, Merge, SUPERPACKET_BYTES_MAX};
+use uringvpn::offload::split::Split;
 use uringvpn::wire::checksum::{copy_and_sum, sum};
 use uringvpn::wire::ip::IpView;
+use uringvpn::wire::vnet_hdr::VnetHdr;
 
 const ALL: Merge = Merge { tcp: true, udp: true };
 
@@ -145,6 +147,23 @@ proptest! {
         read[2..4].fill(0xff);
         segments = split(&read);
         prop_assert_eq!(&segments, &expected_segments(&packet, mss as usize));
+    }
+
+    #[test]
+    fn spread_out_in_place_the_segments_are_the_same((packet, mss) in awkward_superpackets(), gap in 0usize..33, room in 0usize..9_000) {
+        let read = packet.tun_read(mss);
+        let (vnet, packet) = VnetHdr::parse(&read).unwrap();
+        let plan = Split::plan(&vnet, packet, &IpView::parse(packet).unwrap()).unwrap();
+        let stride = plan.full_segment_bytes() + gap;
+        let mut buffer = read.clone();
+        buffer.resize(read.len() + room, 0xee);
+        if plan.spread(&mut buffer, 16, stride) {
+            for (index, segment) in split(&read).iter().enumerate() {
+                prop_assert_eq!(&buffer[16 + index * stride..][..segment.len()], &segment[..]);
+            }
+        } else {
+            prop_assert_eq!(&buffer[..read.len()], &read[..]);
+        }
     }
 
     #[test]

@@ -5,10 +5,11 @@ use std::ops::Range;
 use crate::stats::drop::DropReason;
 
 /// The encapsulation of a tunnel. The data plane asks it at exactly two points, seal and open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Encap {
     /// The datagram is the IP packet: what the kernel calls FOU with an IPIP or SIT payload. Neither secret nor
     /// authenticated. Source: linux/fou.h; RFC 2003 and 4213 for the payload.
+    #[default]
     Plain,
 }
 

@@ -6,7 +6,6 @@ use std::net::IpAddr;
 use std::ops::Range;
 
 use super::allowed_ips::PeerIndex;
-use super::encap::Encap;
 use super::view::View;
 use crate::offload::Part;
 use crate::offload::coalesce::Coalescer;
@@ -23,7 +22,6 @@ pub fn datagrams(
     buffer: &mut [u8],
     slot: u16,
     received: &Received,
-    encap: Encap,
     view: &View,
     coalescer: &mut Coalescer,
     counters: &WorkerCounters,
@@ -38,7 +36,7 @@ pub fn datagrams(
     let mut sender = Sender { address: received.from.ip(), last: None };
     for range in received.datagrams() {
         let start = range.start;
-        match packet(&mut buffer[range], encap, view, &mut sender) {
+        match packet(&mut buffer[range], view, &mut sender) {
             Ok((inner, ip)) => {
                 let place = Part { slot, start: (start + inner.start) as u32, len: inner.len() as u32 };
                 coalescer.push(&buffer[start + inner.start..start + inner.end], &ip, place, received.at);
@@ -63,11 +61,10 @@ fn admit(received: &Received, view: &View) -> Result<(), DropReason> {
 /// Opens one datagram: where in it the packet lies, without padding, and what its header says.
 fn packet(
     datagram: &mut [u8],
-    encap: Encap,
     view: &View,
     sender: &mut Sender,
 ) -> Result<(Range<usize>, IpView), DropReason> {
-    let inner = encap.open(datagram)?;
+    let inner = view.encap.open(datagram)?;
     let ip = IpView::parse(&datagram[inner.clone()]).map_err(|_| DropReason::InMalformed)?;
     sender.check(ip.source, view)?;
     Ok((inner.start..inner.start + ip.total_bytes as usize, ip))

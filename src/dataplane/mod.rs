@@ -9,8 +9,9 @@
 //! | 3 | [`VnetHdr::parse`], [`IpView::parse`] | once, before anything is cut | [`OutMalformed`] |
 //! | 4 | [`AllowedIps::lookup`] | routed once: all segments share one flow | [`NoRoute`], [`NoEndpoint`] |
 //! | 5 | [`Split::plan`] | how the superpacket is cut | [`OutBadOffload`] |
-//! | 6 | [`Trains::reserve`] | room at the end of the peer's train; without a free buffer the read waits | |
-//! | 7 | [`Split::emit`], [`Encap::seal`] | one pass copies the segment into its place and completes its checksum | |
+//! | 6a | [`Split::spread`], [`Encap::seal`], [`Trains::adopt`] | a superpacket is cut where it lies: its buffer becomes a train | |
+//! | 6b | [`Trains::reserve`] | others: room at the end of the peer's train; without a free buffer the read waits | |
+//! | 7 | [`Split::emit`], [`Encap::seal`] | one pass copies the packet into its place and completes its checksum | |
 //! | 8 | [`DataWorker::flush_trains`] | one submission per train: sendmsg with UDP_SEGMENT | |
 //! | 9 | [`DataWorker::on_sent`] | a refused train goes again one by one; the buffer returns | [`SendError`] |
 //!
@@ -38,6 +39,8 @@
 //! [`IpView::parse`]: crate::wire::ip::IpView::parse
 //! [`AllowedIps::lookup`]: allowed_ips::AllowedIps::lookup
 //! [`Split::plan`]: crate::offload::split::Split::plan
+//! [`Split::spread`]: crate::offload::split::Split::spread
+//! [`Trains::adopt`]: crate::offload::train::Trains::adopt
 //! [`Split::emit`]: crate::offload::split::Split::emit
 //! [`Trains::reserve`]: crate::offload::train::Trains::reserve
 //! [`Received::datagrams`]: crate::offload::stride::Received::datagrams

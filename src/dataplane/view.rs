@@ -4,10 +4,13 @@ use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 
 use super::allowed_ips::{AllowedIps, PeerIndex};
+use super::encap::Encap;
 
-/// Routes and peers, shared read-only by all workers.
+/// Encapsulation, routes and peers, shared read-only by all workers.
 #[derive(Clone, Debug, Default)]
 pub struct View {
+    /// How packets become datagrams.
+    pub encap: Encap,
     /// Address to peer.
     pub routes: AllowedIps,
     /// Peers by index.

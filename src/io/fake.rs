@@ -167,7 +167,7 @@ impl Fake {
         while !self.sends.is_empty() && !self.strikes(self.faults.late) {
             let Some(send) = self.sends.pop_front() else { break };
             let result = self.carry_out_send(&send);
-            self.loans.end_use(send.part.slot);
+            self.loans.end_use(&[send.part]);
             done.push(Completion::Sent { send, result });
         }
     }
@@ -197,19 +197,15 @@ impl Fake {
                 gather.parts.iter().for_each(|part| bytes.extend(self.part(*part)));
                 self.written.push(bytes);
             }
-            gather.parts.iter().for_each(|part| self.loans.end_use(part.slot));
+            self.loans.end_use(&gather.parts);
             done.push(Completion::Written { gather, result });
         }
     }
 
     /// The bytes of a lent buffer as they are now.
-    fn part(&mut self, part: Part) -> Vec<u8> {
-        let Part { slot, start, len } = part;
-        let bytes = self.loans.begin_use(slot, start, len);
-        // SAFETY: (L) begin_use checked that the range lies in a lent buffer, which nobody writes to.
-        let copy = unsafe { std::slice::from_raw_parts(bytes, len as usize) }.to_vec();
-        self.loans.end_use(slot);
-        copy
+    fn part(&self, part: Part) -> Vec<u8> {
+        // SAFETY: (L) the range lies in a lent buffer, which nobody writes to.
+        unsafe { std::slice::from_raw_parts(self.loans.address(part), part.len as usize) }.to_vec()
     }
 
     fn read_tun(&mut self, done: &mut Vec<Completion>) {
@@ -258,14 +254,12 @@ impl Driver for Fake {
     }
 
     fn send(&mut self, send: Send) {
-        self.loans.begin_use(send.part.slot, send.part.start, send.part.len);
+        self.loans.begin_use(&[send.part]);
         self.sends.push_back(send);
     }
 
     fn write(&mut self, gather: Gather) {
-        for part in &gather.parts {
-            self.loans.begin_use(part.slot, part.start, part.len);
-        }
+        self.loans.begin_use(&gather.parts);
         self.writes.push_back(gather);
     }
 

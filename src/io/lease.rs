@@ -7,6 +7,8 @@ use std::ptr::NonNull;
 
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous};
 
+use crate::offload::Part;
+
 /// Bytes per buffer: one TUN superpacket or one GRO receive of 65,535 bytes with what the kernel puts in front of it,
 /// rounded up to pages.
 pub const BUFFER_BYTES: usize = 69_632;
@@ -106,27 +108,41 @@ impl Loans {
         self.settled.push(slot);
     }
 
-    /// Counts one more operation on `slot` and returns the address of its bytes.
+    /// Counts one more operation on each of `parts`, from when it is queued.
     ///
     /// # Panics
-    /// When the range does not lie in a buffer that is lent: the worker was wrong.
-    pub fn begin_use(&mut self, slot: u16, start: u32, len: u32) -> *mut u8 {
-        let entry = &mut self.entries[slot as usize];
-        let lease = entry.lease.as_ref().unwrap_or_else(|| panic!("buffer {slot} is used but not lent"));
-        assert!(start as usize + len as usize <= BUFFER_BYTES, "range {start}+{len} leaves buffer {slot}");
-        entry.uses += 1;
-        // SAFETY: start lies within the buffer, as just checked.
-        unsafe { lease.as_ptr().add(start as usize) }
+    /// When a range does not lie in a buffer that is lent: the worker was wrong.
+    pub fn begin_use(&mut self, parts: &[Part]) {
+        for part in parts {
+            self.address(*part);
+            self.entries[part.slot as usize].uses += 1;
+        }
     }
 
-    /// Ends one use counted by [`Loans::begin_use`].
-    pub fn end_use(&mut self, slot: u16) {
-        let entry = &mut self.entries[slot as usize];
-        assert!(entry.uses > 0, "buffer {slot} has no use to end");
-        entry.uses -= 1;
-        if entry.uses == 0 {
-            self.settled.push(slot);
+    /// Ends the uses that [`Loans::begin_use`] counted, when the operation has completed.
+    pub fn end_use(&mut self, parts: &[Part]) {
+        for part in parts {
+            let entry = &mut self.entries[part.slot as usize];
+            assert!(entry.uses > 0, "buffer {} has no use to end", part.slot);
+            entry.uses -= 1;
+            if entry.uses == 0 {
+                self.settled.push(part.slot);
+            }
         }
+    }
+
+    /// Where the bytes of `part` lie.
+    ///
+    /// # Panics
+    /// As [`Loans::begin_use`].
+    pub fn address(&self, part: Part) -> *mut u8 {
+        let Part { slot, start, len } = part;
+        let Some(lease) = &self.entries[slot as usize].lease else {
+            panic!("buffer {slot} is used but not lent")
+        };
+        assert!(start as usize + len as usize <= BUFFER_BYTES, "range {start}+{len} leaves buffer {slot}");
+        // SAFETY: start lies within the buffer, as just checked.
+        unsafe { lease.as_ptr().add(start as usize) }
     }
 
     /// Hands every lease that nothing uses to `home`.
@@ -164,14 +180,14 @@ mod tests {
         let mut loans = Loans::new(2);
         let mut leases = map(2).expect("memory");
         loans.lend(leases.pop().expect("two"));
-        loans.begin_use(1, 0, 10);
-        loans.begin_use(1, 10, 10);
+        let part = Part { slot: 1, start: 0, len: 10 };
+        loans.begin_use(&[part, Part { start: 10, ..part }]);
         let mut home = Vec::new();
         loans.collect(|lease| home.push(lease.slot()));
-        loans.end_use(1);
+        loans.end_use(&[part]);
         loans.collect(|lease| home.push(lease.slot()));
         assert!(home.is_empty());
-        loans.end_use(1);
+        loans.end_use(&[part]);
         loans.collect(|lease| home.push(lease.slot()));
         loans.collect(|lease| home.push(lease.slot()));
         assert_eq!(home, [1]);
@@ -180,6 +196,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "not lent")]
     fn using_a_buffer_that_is_not_lent_is_our_bug() {
-        Loans::new(1).begin_use(0, 0, 1);
+        Loans::new(1).begin_use(&[Part { slot: 0, start: 0, len: 1 }]);
     }
 }

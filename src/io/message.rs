@@ -7,6 +7,7 @@ use std::ptr;
 use super::cmsg::{RECEIVE_CONTROL_BYTES, ReceiveControl, SendControl};
 use super::driver::Send;
 use super::lease::Loans;
+use super::udp::WorkerSockets;
 use crate::offload::coalesce::{Gather, HEAD_BYTES_MAX, SEGMENTS_MAX};
 use crate::offload::stride::Received;
 use crate::time::Time;
@@ -16,19 +17,8 @@ use crate::time::Time;
 pub struct Devices {
     /// The TUN queue, non-blocking.
     pub tun: OwnedFd,
-    /// The IPv4 and the IPv6 sockets; at least one.
-    pub v4: Option<Socket>,
-    /// See `v4`.
-    pub v6: Option<Socket>,
-}
-
-/// One family's descriptors, non-blocking.
-#[derive(Debug)]
-pub struct Socket {
-    /// Where datagrams arrive.
-    pub receive: OwnedFd,
-    /// Where datagrams leave, when not from `receive` (a source port of the worker's own).
-    pub send: Option<OwnedFd>,
+    /// The sockets.
+    pub sockets: WorkerSockets,
 }
 
 /// struct sockaddr_in6, the longer of the two.
@@ -73,9 +63,9 @@ impl OperationMemory {
     }
 
     /// Lays out sendmsg's argument for `send`.
-    pub fn prepare_send(&mut self, send: &Send, loans: &mut Loans) -> *const libc::msghdr {
+    pub fn prepare_send(&mut self, send: &Send, loans: &Loans) -> *const libc::msghdr {
         let part = send.part;
-        let bytes = loans.begin_use(part.slot, part.start, part.len);
+        let bytes = loans.address(part);
         self.iovecs[0] = libc::iovec { iov_base: bytes.cast(), iov_len: part.len as usize };
         self.control = SendControl::new();
         if send.datagrams > 1 {
@@ -97,23 +87,16 @@ impl OperationMemory {
     }
 
     /// Lays out writev's argument for `gather`: address and number of iovecs.
-    pub fn prepare_write(&mut self, gather: &Gather, loans: &mut Loans) -> (*const libc::iovec, usize) {
+    pub fn prepare_write(&mut self, gather: &Gather, loans: &Loans) -> (*const libc::iovec, usize) {
         let head = gather.head();
         self.head[..head.len()].copy_from_slice(head);
         self.iovecs[0] = libc::iovec { iov_base: self.head.as_mut_ptr().cast(), iov_len: head.len() };
         assert!(gather.parts.len() < IOVECS_MAX, "{} parts in one write", gather.parts.len());
         for (iovec, part) in self.iovecs[1..].iter_mut().zip(&gather.parts) {
-            let bytes = loans.begin_use(part.slot, part.start, part.len);
+            let bytes = loans.address(*part);
             *iovec = libc::iovec { iov_base: bytes.cast(), iov_len: part.len as usize };
         }
         (self.iovecs.as_ptr(), gather.parts.len() + 1)
-    }
-}
-
-/// Ends the uses that [`OperationMemory::prepare_write`] counted.
-pub(super) fn end_write(gather: &Gather, loans: &mut Loans) {
-    for part in &gather.parts {
-        loans.end_use(part.slot);
     }
 }
 

@@ -5,7 +5,7 @@
 use std::io;
 use std::mem::ManuallyDrop;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::RawFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -79,9 +79,8 @@ impl Ring {
     }
 
     /// Registers the descriptors that submissions name by their index.
-    pub fn register_files(&self, files: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let raw: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
-        self.submitter.register_files(&raw)
+    pub fn register_files(&self, files: &[RawFd]) -> io::Result<()> {
+        self.submitter.register_files(files)
     }
 
     /// Queues a submission; a full queue is submitted first, which adds to `enters`.

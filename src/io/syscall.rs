@@ -12,7 +12,7 @@ use super::clock;
 use super::cmsg::RECEIVE_CONTROL_BYTES;
 use super::driver::{Completion, Driver, Effort, Send, Wait};
 use super::lease::{self, Lease, Loans};
-use super::message::{Devices, NAME_BYTES, OperationMemory, PAYLOAD_START, end_write, received};
+use super::message::{Devices, NAME_BYTES, OperationMemory, PAYLOAD_START, received};
 use super::uring::gone;
 use super::wake::Waker;
 use crate::offload::coalesce::Gather;
@@ -64,7 +64,7 @@ impl Syscall {
         };
         watch(devices.tun.as_fd(), TUN)?;
         watch(waker.as_fd(), WAKE)?;
-        for (socket, which) in [(&devices.v4, V4), (&devices.v6, V6)] {
+        for (socket, which) in [(&devices.sockets.v4, V4), (&devices.sockets.v6, V6)] {
             if let Some(socket) = socket {
                 watch(socket.receive.as_fd(), which)?;
             }
@@ -101,30 +101,27 @@ impl Syscall {
     }
 
     fn carry_out_send(&mut self, send: Send) -> Completion {
-        let header = self.memory.prepare_send(&send, &mut self.loans);
-        let socket = if send.to.remote.is_ipv4() { &self.devices.v4 } else { &self.devices.v6 };
+        let header = self.memory.prepare_send(&send, &self.loans);
+        let socket =
+            if send.to.remote.is_ipv4() { &self.devices.sockets.v4 } else { &self.devices.sockets.v6 };
         let result = match socket {
-            Some(socket) => {
-                let fd = socket.send.as_ref().unwrap_or(&socket.receive).as_raw_fd();
+            Some(sockets) => {
+                let fd = sockets.sender().as_raw_fd();
                 // SAFETY: (O) the header was just prepared and points into lent buffers (L).
                 check(|| unsafe { libc::sendmsg(fd, header, libc::MSG_DONTWAIT) })
             }
             None => Err(Errno::EAFNOSUPPORT),
         };
-        // One use since it was queued, one by `prepare_send`.
-        self.loans.end_use(send.part.slot);
-        self.loans.end_use(send.part.slot);
+        self.loans.end_use(&[send.part]);
         Completion::Sent { send, result: result.map(|_| ()) }
     }
 
     fn carry_out_write(&mut self, gather: Gather) -> Completion {
-        let (iovecs, count) = self.memory.prepare_write(&gather, &mut self.loans);
+        let (iovecs, count) = self.memory.prepare_write(&gather, &self.loans);
         let tun = self.devices.tun.as_raw_fd();
         // SAFETY: (O) the iovecs were just prepared and point into lent buffers (L).
         let result = check(|| unsafe { libc::writev(tun, iovecs, count as i32) });
-        // One use since it was queued, one by `prepare_write`.
-        end_write(&gather, &mut self.loans);
-        end_write(&gather, &mut self.loans);
+        self.loans.end_use(&gather.parts);
         Completion::Written { gather, result: result.map(|_| ()) }
     }
 
@@ -149,7 +146,7 @@ impl Syscall {
     }
 
     fn receive(&mut self, which: usize, done: &mut Vec<Completion>) {
-        let socket = if which == V4 { &self.devices.v4 } else { &self.devices.v6 };
+        let socket = if which == V4 { &self.devices.sockets.v4 } else { &self.devices.sockets.v6 };
         let Some(socket) = socket else { return };
         let fd = socket.receive.as_raw_fd();
         let realtime_offset = clock::realtime_offset();
@@ -216,15 +213,12 @@ impl Driver for Syscall {
     }
 
     fn send(&mut self, send: Send) {
-        // Counted from here on, or the buffer would come home before the send is carried out.
-        self.loans.begin_use(send.part.slot, send.part.start, send.part.len);
+        self.loans.begin_use(&[send.part]);
         self.queued.push(Queued::Send(send));
     }
 
     fn write(&mut self, gather: Gather) {
-        for part in &gather.parts {
-            self.loans.begin_use(part.slot, part.start, part.len);
-        }
+        self.loans.begin_use(&gather.parts);
         self.queued.push(Queued::Write(gather));
     }
 

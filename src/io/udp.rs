@@ -18,13 +18,12 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind,
 use thiserror::Error;
 
 use super::{steer, sys};
+use crate::offload::train::TRAIN_SEGMENTS_SAFE;
 
 /// Workers one group can have: as many as a TUN has queues, and as there are values of a port's low byte.
 pub const WORKERS_MAX: usize = 256;
 
-/// Segments per train that every kernel with UDP_SEGMENT accepts. linux/udp.h UDP_MAX_SEGMENTS was 64, newer kernels
-/// say 128; we probe from the top down.
-pub const TRAIN_SEGMENTS_SAFE: u16 = 64;
+/// Train lengths to try. linux/udp.h UDP_MAX_SEGMENTS was 64, newer kernels say 128; from the top down.
 const TRAIN_SEGMENTS_PROBED: [u16; 3] = [128, TRAIN_SEGMENTS_SAFE, 2];
 
 /// Where send ports are looked for: the kernel's default net.ipv4.ip_local_port_range.

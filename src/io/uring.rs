@@ -5,7 +5,7 @@
 //! Sends carry MSG_DONTWAIT and TUN writes never block, so both complete within the enter that submits them.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use io_uring::{cqueue, opcode, squeue, types};
 use nix::errno::Errno;
@@ -15,8 +15,9 @@ use super::clock;
 use super::cmsg::RECEIVE_CONTROL_BYTES;
 use super::driver::{Completion, Driver, Effort, Send, Wait};
 use super::lease::{self, Lease, Loans};
-use super::message::{Devices, NAME_BYTES, OperationMemory, end_write, received};
+use super::message::{Devices, NAME_BYTES, OperationMemory, received};
 use super::ring::{BufferRing, Ring};
+use super::udp::Sockets;
 use super::wake::Waker;
 use crate::offload::coalesce::Gather;
 use crate::offload::stride::Received;
@@ -174,7 +175,7 @@ impl Uring {
     }
 
     fn arm_receives(&mut self) -> io::Result<()> {
-        let have = [self.devices.v4.is_some(), self.devices.v6.is_some()];
+        let have = [self.devices.sockets.v4.is_some(), self.devices.sockets.v6.is_some()];
         for (family, (file, kind)) in
             [(RECEIVE_V4, Kind::ReceiveV4), (RECEIVE_V6, Kind::ReceiveV6)].into_iter().enumerate()
         {
@@ -231,11 +232,11 @@ impl Uring {
         let result = if result < 0 { Err(Errno::from_raw(-result)) } else { Ok(()) };
         match self.operations.remove(key) {
             Operation::Send(send) => {
-                self.loans.end_use(send.part.slot);
+                self.loans.end_use(&[send.part]);
                 Completion::Sent { send, result }
             }
             Operation::Write(gather) => {
-                end_write(&gather, &mut self.loans);
+                self.loans.end_use(&gather.parts);
                 Completion::Written { gather, result }
             }
         }
@@ -315,8 +316,9 @@ impl Driver for Uring {
 
     fn send(&mut self, send: Send) {
         self.make_room();
+        self.loans.begin_use(&[send.part]);
         let key = self.operations.insert(Operation::Send(send));
-        let header = self.memory[key].prepare_send(&send, &mut self.loans);
+        let header = self.memory[key].prepare_send(&send, &self.loans);
         let file = types::Fixed(if send.to.remote.is_ipv4() { SEND_V4 } else { SEND_V6 });
         let entry = opcode::SendMsg::new(file, header).flags(libc::MSG_DONTWAIT as u32).build();
         self.push(entry, token(Kind::Operation, key)).expect("the ring accepts what it accepted before");
@@ -324,8 +326,9 @@ impl Driver for Uring {
 
     fn write(&mut self, gather: Gather) {
         self.make_room();
+        self.loans.begin_use(&gather.parts);
         let key = self.operations.vacant_key();
-        let (iovecs, count) = self.memory[key].prepare_write(&gather, &mut self.loans);
+        let (iovecs, count) = self.memory[key].prepare_write(&gather, &self.loans);
         self.operations.insert(Operation::Write(gather));
         let entry = opcode::Writev::new(types::Fixed(TUN), iovecs, count as u32).build();
         self.push(entry, token(Kind::Operation, key)).expect("the ring accepts what it accepted before");
@@ -355,15 +358,15 @@ impl Driver for Uring {
 
 /// Registers the descriptors at the indices named above.
 fn register_files(ring: &Ring, devices: &Devices, waker: &Waker) -> io::Result<()> {
-    let tun = devices.tun.as_fd();
-    let v4 = devices.v4.as_ref();
-    let v6 = devices.v6.as_ref();
+    let tun = devices.tun.as_raw_fd();
     // A missing family is registered as the TUN and never named.
-    let receive_v4 = v4.map_or(tun, |socket| socket.receive.as_fd());
-    let receive_v6 = v6.map_or(tun, |socket| socket.receive.as_fd());
-    let send_v4 = v4.and_then(|socket| socket.send.as_ref()).map_or(receive_v4, |fd| fd.as_fd());
-    let send_v6 = v6.and_then(|socket| socket.send.as_ref()).map_or(receive_v6, |fd| fd.as_fd());
-    ring.register_files(&[tun, waker.as_fd(), receive_v4, receive_v6, send_v4, send_v6])
+    let pair = |sockets: &Option<Sockets>| match sockets {
+        Some(sockets) => [sockets.receive.as_raw_fd(), sockets.sender().as_raw_fd()],
+        None => [tun, tun],
+    };
+    let [receive_v4, send_v4] = pair(&devices.sockets.v4);
+    let [receive_v6, send_v6] = pair(&devices.sockets.v6);
+    ring.register_files(&[tun, waker.as_fd().as_raw_fd(), receive_v4, receive_v6, send_v4, send_v6])
 }
 
 fn go_home(lease: Lease, tun: &mut BufferRing, receive: &mut BufferRing, free: &mut Vec<Lease>) {

@@ -21,6 +21,9 @@ use crate::wire::l4::{
 use crate::wire::vnet_hdr::{Gso, VnetHdr};
 use crate::wire::{Malformed, read_u16, write_u16, write_u32};
 
+/// Longest headers that [`Split::spread`] keeps aside: IPv6 or IPv4 with options (60), TCP with options (60).
+const TEMPLATE_BYTES: usize = 60 + 60;
+
 /// How one TUN read is cut: header, payload per segment, number of segments.
 #[derive(Clone, Copy, Debug)]
 pub struct Split {
@@ -208,13 +211,57 @@ impl Split {
         }
     }
 
+    /// Spreads the superpacket out within its own buffer: segment i then starts at `start + i * stride`, complete as if
+    /// by [`Split::emit`]. Saves a second buffer, and with it half of the cache lines that a cut touches.
+    ///
+    /// `start` is where the packet lies in `buffer`; `stride` is at least [`Split::full_segment_bytes`]. Returns false,
+    /// and has changed nothing, where there is nothing to cut or `buffer` has no room.
+    pub fn spread(&self, buffer: &mut [u8], start: usize, stride: usize) -> bool {
+        let Kind::Cut(cut) = &self.kind else { return false };
+        let header_bytes = self.header_bytes as usize;
+        let last = self.count() - 1;
+        let end = start + last * stride + self.last_segment_bytes();
+        if last == 0
+            || header_bytes > TEMPLATE_BYTES
+            || stride < self.full_segment_bytes()
+            || end > buffer.len()
+        {
+            return false;
+        }
+        let mut template = [0; TEMPLATE_BYTES];
+        template[..header_bytes].copy_from_slice(&buffer[start..][..header_bytes]);
+        // From the last one backwards: each moves to the right, over what has moved away already.
+        for index in (0..self.count()).rev() {
+            let payload_bytes = self.segment_bytes(index) - header_bytes;
+            let from = start + header_bytes + index * self.payload_bytes_per_segment as usize;
+            let to = start + index * stride;
+            buffer.copy_within(from..from + payload_bytes, to + header_bytes);
+            let (header, payload) = buffer[to..][..header_bytes + payload_bytes].split_at_mut(header_bytes);
+            header.copy_from_slice(&template[..header_bytes]);
+            self.finish_headers(cut, index, header, payload.len(), sum(payload));
+        }
+        true
+    }
+
     fn emit_segment(&self, cut: &Cut, packet: &[u8], index: usize, out: &mut [u8]) {
         let offset = index * self.payload_bytes_per_segment as usize;
         let (header, payload) = out.split_at_mut(self.header_bytes as usize);
         header.copy_from_slice(&packet[..header.len()]);
         let payload_sum = copy_and_sum(&packet[header.len() + offset..][..payload.len()], payload);
+        self.finish_headers(cut, index, header, payload.len(), payload_sum);
+    }
 
-        let total_bytes = header.len() + payload.len();
+    /// Makes the superpacket's headers in `header` those of segment `index`.
+    fn finish_headers(
+        &self,
+        cut: &Cut,
+        index: usize,
+        header: &mut [u8],
+        payload_bytes: usize,
+        payload_sum: Sum,
+    ) {
+        let offset = index * self.payload_bytes_per_segment as usize;
+        let total_bytes = header.len() + payload_bytes;
         let (ip, transport) = header.split_at_mut(cut.ip_header_bytes as usize);
         if cut.v4 {
             let id = read_u16(ip, V4_ID).wrapping_add(index as u16);

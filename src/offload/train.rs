@@ -16,8 +16,10 @@ use crate::time::Time;
 /// Equal datagrams to one destination, back to back in one buffer.
 #[derive(Debug)]
 pub struct Train<B, K> {
-    /// The buffer; the datagrams lie at its start.
+    /// The buffer.
     pub buffer: B,
+    /// Where in it the first datagram starts.
+    pub start: u32,
     /// Where they go.
     pub to: K,
     /// Bytes of all datagrams.
@@ -121,8 +123,18 @@ impl<B: DerefMut<Target = [u8]>, K: Copy + Eq + Debug> Trains<B, K> {
             return Some(Reservation { trains: self, newest, opened: None, start, bytes });
         }
         let buffer = self.spare.pop_if(|buffer| buffer.len() >= bytes)?;
-        let opened = Some(Train { buffer, to, bytes: 0, segment_bytes, datagrams: 0, started: now });
+        let opened =
+            Some(Train { buffer, start: 0, to, bytes: 0, segment_bytes, datagrams: 0, started: now });
         Some(Reservation { trains: self, newest, opened, start: 0, bytes })
+    }
+
+    /// Takes in a train that was built elsewhere, behind all others to its destination. Nothing joins it, and it may be
+    /// longer than the limits: whoever sends it cuts it.
+    pub fn adopt(&mut self, train: Train<B, K>) {
+        if let Some(index) = self.newest(train.to) {
+            self.building[index].closed = true;
+        }
+        self.building.push(Building { train, closed: true });
     }
 
     /// Hands out the trains that can take no more, in the order they were opened. The others stay.

@@ -10,9 +10,8 @@ use core_affinity::CoreId;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::data::{DataWorker, End, Flags, Parts};
-use super::device::{self, Device};
+use super::device::Device;
 use crate::control::config::{CORES_TO_PIN, DeviceConfig, IoChoice, PinChoice};
-use crate::dataplane::encap::Encap;
 use crate::io::clock;
 use crate::io::features::io_uring_refusal;
 use crate::io::message::Devices;
@@ -51,7 +50,6 @@ pub struct Crew {
 /// # Errors
 /// io_uring is refused and was demanded; a worker cannot set up its ring; no thread to be had.
 pub fn start(device: Device, config: &DeviceConfig) -> anyhow::Result<Crew> {
-    device::check_families(&device.view, &device.queues)?;
     let kind = choose_driver(config.io)?;
     let count = device.queues.len();
     let counters: Vec<_> = (0..count).map(|_| Arc::new(WorkerCounters::default())).collect();
@@ -69,7 +67,6 @@ pub fn start(device: Device, config: &DeviceConfig) -> anyhow::Result<Crew> {
         let waker = Waker::new().context("no doorbell for a worker")?;
         let parts = Parts {
             view: view.clone(),
-            encap: Encap::Plain,
             train_segments_max: device.train_segments_max,
             merge,
             counters,

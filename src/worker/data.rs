@@ -11,8 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 
-use crate::dataplane::encap::Encap;
-use crate::dataplane::outbound::Progress;
+use crate::dataplane::outbound::{InPlace, Progress};
 use crate::dataplane::view::View;
 use crate::dataplane::{inbound, outbound};
 use crate::io::driver::{Completion, Driver, Endpoint, Send, Wait};
@@ -42,8 +41,6 @@ pub struct Flags {
 pub struct Parts {
     /// The configuration's snapshot.
     pub view: Arc<View>,
-    /// How packets become datagrams.
-    pub encap: Encap,
     /// Datagrams that one send may carry; 1 without UDP_SEGMENT.
     pub train_segments_max: u16,
     /// What may be joined.
@@ -69,7 +66,6 @@ pub enum End {
 pub struct DataWorker<D> {
     driver: D,
     view: Arc<View>,
-    encap: Encap,
     trains: Trains<Lease, u32>,
     train_segments_max: u16,
     coalescer: Coalescer,
@@ -99,7 +95,6 @@ impl<D: Driver> DataWorker<D> {
             driver,
             sticky: vec![None; parts.view.peers.len()],
             view: parts.view,
-            encap: parts.encap,
             trains: Trains::new(limits(parts.train_segments_max)),
             train_segments_max: parts.train_segments_max,
             coalescer: Coalescer::new(parts.merge),
@@ -181,7 +176,6 @@ impl<D: Driver> DataWorker<D> {
                 &mut lease,
                 slot,
                 received,
-                self.encap,
                 &self.view,
                 &mut self.coalescer,
                 &self.counters,
@@ -201,18 +195,11 @@ impl<D: Driver> DataWorker<D> {
             {
                 self.trains.give(buffer);
             }
-            let bytes = &read.lease[..read.bytes];
-            let view = &self.view;
-            match outbound::superpacket(
-                bytes,
-                read.resume,
-                now,
-                self.encap,
-                view,
-                &mut self.trains,
-                &self.counters,
-            ) {
+            let DataWorker { view, trains, counters, .. } = self;
+            let TunRead { lease, bytes, resume } = &mut read;
+            match outbound::superpacket(lease, *bytes, *resume, now, view, trains, counters) {
                 Progress::Done => self.driver.lend(read.lease),
+                Progress::Train(train) => self.adopt(read.lease, train, now),
                 Progress::Blocked(segment) => {
                     let buffer = self.driver.send_buffer();
                     read.resume = Some(segment);
@@ -224,19 +211,23 @@ impl<D: Driver> DataWorker<D> {
         }
     }
 
+    fn adopt(&mut self, buffer: Lease, train: InPlace, now: Time) {
+        let InPlace { peer: to, start, bytes, segment_bytes, datagrams } = train;
+        self.trains.adopt(Train { buffer, start, to, bytes, segment_bytes, datagrams, started: now });
+    }
+
     /// Outbound, step 8.
     pub fn flush_trains(&mut self) {
         let DataWorker { trains, driver, view, sticky, train_segments_max, in_flight, .. } = self;
         for train in trains.drain() {
-            let Train { buffer, to: peer, bytes, segment_bytes, datagrams, started } = train;
+            let Train { buffer, start, to: peer, bytes, segment_bytes, datagrams, started } = train;
             // The walk drops packets to peers without an endpoint before they reach a train.
             let Some(remote) = view.peers[peer as usize].endpoint else { continue };
             let to = Endpoint { remote, local: sticky[peer as usize] };
-            let part = Part { slot: buffer.slot(), start: 0, len: bytes };
+            let part = Part { slot: buffer.slot(), start, len: bytes };
             driver.lend(buffer);
             let send = Send { peer, to, part, segment_bytes, datagrams, started };
-            *in_flight +=
-                if *train_segments_max > 1 { send_whole(driver, send) } else { send_singly(driver, send) };
+            *in_flight += send_in_pieces(driver, send, *train_segments_max);
         }
     }
 
@@ -264,13 +255,14 @@ impl<D: Driver> DataWorker<D> {
         if send.to.local.is_some() && source_is_stale(error) {
             self.sticky[send.peer as usize] = None;
             send.to.local = None;
-            self.in_flight += send_whole(&mut self.driver, send);
+            self.in_flight += send_in_pieces(&mut self.driver, send, self.train_segments_max);
             return true;
         }
         if send.datagrams > 1 && train_is_refused(error) {
             self.counters.train_retries.add(1);
             self.lower_limits(send.datagrams, error);
-            self.in_flight += send_singly(&mut self.driver, send);
+            // EMSGSIZE is about this path, not about the kernel: only this train goes singly.
+            self.in_flight += send_in_pieces(&mut self.driver, send, 1);
             return true;
         }
         false
@@ -365,22 +357,20 @@ fn limits(train_segments_max: u16) -> TrainLimits {
     TrainLimits { segments_max, bytes_max: TRAIN_BYTES_MAX_V6 }
 }
 
-/// One submission for the whole train.
-fn send_whole<D: Driver>(driver: &mut D, send: Send) -> usize {
-    driver.send(send);
-    1
-}
-
-/// One submission per datagram, in order.
-fn send_singly<D: Driver>(driver: &mut D, train: Send) -> usize {
+/// As few submissions as the limits allow, in order; returns how many.
+fn send_in_pieces<D: Driver>(driver: &mut D, train: Send, segments_max: u16) -> usize {
     let Part { slot, start, len } = train.part;
     let stride = u32::from(train.segment_bytes).max(1);
-    for datagram in 0..u32::from(train.datagrams) {
-        let skip = datagram * stride;
-        let part = Part { slot, start: start + skip, len: stride.min(len - skip) };
-        driver.send(Send { part, datagrams: 1, ..train });
+    let datagrams_max = u32::from(segments_max).min(TRAIN_BYTES_MAX_V6 / stride).max(1);
+    let count = u32::from(train.datagrams).div_ceil(datagrams_max);
+    for piece in 0..count {
+        let first = piece * datagrams_max;
+        let datagrams = datagrams_max.min(u32::from(train.datagrams) - first);
+        let skip = first * stride;
+        let part = Part { slot, start: start + skip, len: (datagrams * stride).min(len - skip) };
+        driver.send(Send { part, datagrams: datagrams as u16, ..train });
     }
-    train.datagrams.into()
+    count as usize
 }
 
 /// The source address that the peer once sent to has gone from this host.

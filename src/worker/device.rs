@@ -9,9 +9,9 @@ use ipnet::IpNet;
 use crate::control::config::{DeviceConfig, Offloads, PeerConfig};
 use crate::control::netlink::{Netlink, NetlinkError};
 use crate::dataplane::view::View;
-use crate::io::message::{Devices, Socket};
+use crate::io::message::Devices;
 use crate::io::tun::{self, OffloadSwitches, Tun, TunOffloads, TunRequest};
-use crate::io::udp::{self, Sockets, UdpGroup, UdpRequest, WorkerSockets};
+use crate::io::udp::{self, UdpGroup, UdpRequest};
 use crate::offload::train::TRAIN_BYTES_MAX_V6;
 
 /// Bytes of socket buffer per worker and direction: the default holds three trains.
@@ -44,15 +44,16 @@ pub struct Device {
 /// With what, on which object, and what to do.
 pub fn open(config: &DeviceConfig) -> anyhow::Result<Device> {
     // Names first: they may take long, and nothing must be left half open meanwhile.
-    let view = view(&config.peers)?;
+    let addresses = resolve(&config.peers)?;
     let sockets = open_sockets(config)?;
+    let view = view(&config.peers, &addresses, &sockets)?;
     let tun = open_tun(config)?;
     let mut netlink = Netlink::connect()?;
     // Routes need the interface up. An attached interface keeps the settings that are not asked for.
     configure(&mut netlink, &tun, config)?;
     report(&tun, &sockets, config.offloads);
     let queues =
-        tun.queues.into_iter().zip(sockets.workers).map(|(tun, worker)| devices(tun, worker)).collect();
+        tun.queues.into_iter().zip(sockets.workers).map(|(tun, sockets)| Devices { tun, sockets }).collect();
     Ok(Device {
         name: tun.name,
         index: tun.index,
@@ -63,10 +64,18 @@ pub fn open(config: &DeviceConfig) -> anyhow::Result<Device> {
     })
 }
 
-fn view(peers: &[PeerConfig]) -> anyhow::Result<View> {
+/// The addresses of each peer, best first; none for a peer without an endpoint.
+fn resolve(peers: &[PeerConfig]) -> anyhow::Result<Vec<Vec<SocketAddr>>> {
+    peers
+        .iter()
+        .map(|peer| peer.endpoint.as_ref().map_or(Ok(Vec::new()), |host| Ok(host.resolve()?)))
+        .collect()
+}
+
+fn view(peers: &[PeerConfig], addresses: &[Vec<SocketAddr>], sockets: &UdpGroup) -> anyhow::Result<View> {
     let mut view = View::default();
-    for peer in peers {
-        let index = view.add_peer(endpoint(peer)?);
+    for (peer, addresses) in peers.iter().zip(addresses) {
+        let index = view.add_peer(endpoint(addresses, sockets)?);
         for prefix in &peer.allowed_ips {
             view.routes.insert(*prefix, index);
         }
@@ -74,9 +83,20 @@ fn view(peers: &[PeerConfig]) -> anyhow::Result<View> {
     Ok(view)
 }
 
-fn endpoint(peer: &PeerConfig) -> anyhow::Result<Option<SocketAddr>> {
-    let Some(host_port) = &peer.endpoint else { return Ok(None) };
-    Ok(host_port.resolve()?.into_iter().next())
+/// The first of a peer's addresses that we have a socket for.
+fn endpoint(addresses: &[SocketAddr], sockets: &UdpGroup) -> anyhow::Result<Option<SocketAddr>> {
+    let served = |address: &SocketAddr| {
+        sockets
+            .workers
+            .iter()
+            .all(|worker| if address.is_ipv4() { worker.v4.is_some() } else { worker.v6.is_some() })
+    };
+    match (addresses.iter().find(|address| served(address)), addresses.first()) {
+        (None, Some(address)) => {
+            bail!("peer {address} cannot be reached: no socket of its address family (see --listen)")
+        }
+        (served, _) => Ok(served.copied()),
+    }
 }
 
 fn open_sockets(config: &DeviceConfig) -> anyhow::Result<UdpGroup> {
@@ -165,21 +185,4 @@ fn report(tun: &Tun, sockets: &UdpGroup, wanted: Offloads) {
     for note in &sockets.notes {
         tracing::warn!("{note}");
     }
-}
-
-fn devices(tun: std::os::fd::OwnedFd, worker: WorkerSockets) -> Devices {
-    let socket = |sockets: Sockets| Socket { receive: sockets.receive, send: sockets.send };
-    Devices { tun, v4: worker.v4.map(socket), v6: worker.v6.map(socket) }
-}
-
-/// Refuses peers of a family that no socket serves.
-pub(super) fn check_families(view: &View, queues: &[Devices]) -> anyhow::Result<()> {
-    let has = |family: fn(&Devices) -> bool| queues.iter().all(family);
-    for endpoint in view.peers.iter().filter_map(|peer| peer.endpoint) {
-        let served = if endpoint.is_ipv4() { has(|d| d.v4.is_some()) } else { has(|d| d.v6.is_some()) };
-        if !served {
-            bail!("peer {endpoint} cannot be reached: no socket of its address family (see --listen)");
-        }
-    }
-    Ok(())
 }
