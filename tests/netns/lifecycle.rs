@@ -64,9 +64,11 @@ fn it_starts_again_at_once_after_sigkill() {
             kill(near.pid(), Signal::SIGKILL).unwrap();
             let (status, output) = near.wait();
             assert_eq!(status.code(), None, "{output}");
-            println!("{io}, round {round}");
             near = Tunnel::start(&rig.hosts[0], &near_options(io));
-            wait_until("ping after SIGKILL", || reaches(&rig.hosts[0], inner(Family::V4, 1)));
+            wait_until("ping after SIGKILL", || {
+                assert!(near.is_alive(), "{io}, round {round}: {}", near.output());
+                reaches(&rig.hosts[0], inner(Family::V4, 1))
+            });
         }
         near.stop();
         far.stop();
@@ -86,7 +88,7 @@ fn an_interface_set_down_pauses_the_tunnel_and_up_resumes_it() {
             near.run("ip link set uvt0 up");
             pair.wait_reachable(&rig);
         }
-        assert!(streams.iter().all(|stream| stream.sent() > 1000));
+        assert!(streams.iter().all(|stream| stream.sent() > 200));
         drop(streams);
         ping(near, inner(Family::V4, 1), 10, 1420);
         let far = pair.far.stop();
