@@ -4,7 +4,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
-use etherparse::{IpNumber, PacketBuilder};
+use etherparse::{IpFragOffset, IpNumber, Ipv4Header, Ipv6Header, PacketBuilder};
 use nix::sys::socket::{setsockopt, sockopt};
 use uringvpn::stats::drop::DropReason;
 
@@ -67,15 +67,28 @@ fn from_peer(random: &mut Random, payload: &[u8]) -> Vec<u8> {
     let protocol = IpNumber(random.below(256) as u8);
     let mut packet = Vec::new();
     if random.below(2) == 0 {
-        let builder = PacketBuilder::ipv4([10, 9, 0, 2], [10, 9, 0, 1], 64);
-        builder.write(&mut packet, protocol, payload).unwrap();
+        let mut header =
+            Ipv4Header::new(payload.len() as u16, 64, protocol, [10, 9, 0, 2], [10, 9, 0, 1]).unwrap();
         if random.below(2) == 0 {
-            packet[6..8].copy_from_slice(&(random.next() as u16 & 0x3fff).to_be_bytes());
+            header.more_fragments = random.below(2) == 0;
+            header.fragment_offset = IpFragOffset::try_new(random.below(1 << 13) as u16).unwrap();
         }
+        header.header_checksum = header.calc_header_checksum();
+        header.write(&mut packet).unwrap();
     } else {
-        let [from, to] = [2, 1].map(|last| [0xfd, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
-        PacketBuilder::ipv6(from, to, 64).write(&mut packet, protocol, payload).unwrap();
+        let [source, destination] = [2, 1].map(|last| [0xfd, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
+        let payload_length = payload.len() as u16;
+        let header = Ipv6Header {
+            source,
+            destination,
+            payload_length,
+            next_header: protocol,
+            hop_limit: 64,
+            ..Default::default()
+        };
+        header.write(&mut packet).unwrap();
     }
+    packet.extend_from_slice(payload);
     packet
 }
 
