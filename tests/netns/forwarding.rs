@@ -90,11 +90,20 @@ fn tcp_in_order(rig: &Rig, iperf: &Iperf, inside: Family, options: &str, case: &
 
 #[track_caller]
 fn udp_without_loss(rig: &Rig, iperf: &Iperf, inside: Family, options: &str, case: &str) {
-    let options = format!("--udp --bitrate 40M --length 1200 --bytes 4M {options}");
+    let options = format!("--udp --bitrate 20M --length 1200 --bytes 2M {options}");
+    let overflowed = || {
+        let both = rig.hosts.iter().map(|host| host.overflowed(51820));
+        both.fold((0, 0), |sum, host| (sum.0 + host.0, sum.1 + host.1))
+    };
+    let before = overflowed();
     let measured = iperf.run(&rig.hosts[0], inner(inside, 1), &options);
     let number = |name| measured.number("sum", name);
-    assert_eq!((number("lost_packets"), number("out_of_order")), (0.0, 0.0), "{case}");
-    assert!(number("packets") >= 3000.0, "{case}: {} packets", number("packets"));
+    let after = overflowed();
+    assert_eq!(after.1 - before.1, 0, "{case}: lost in front of the tunnel");
+    // iperf3's own buffer holds some 40 ms: what overflows there on a busy machine has crossed the tunnel.
+    let read_too_late = (after.0 - before.0) as f64;
+    assert_eq!((number("lost_packets"), number("out_of_order")), (read_too_late, 0.0), "{case}");
+    assert!(number("packets") >= 1500.0, "{case}: {} packets", number("packets"));
 }
 
 #[test]

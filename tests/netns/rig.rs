@@ -129,6 +129,22 @@ impl Host {
         let value = names.zip(values).find(|(found, _)| *found == name).unwrap().1;
         value.parse().unwrap()
     }
+
+    /// Datagrams that this host threw away because a socket's buffer was full: in all, and at sockets of `port`.
+    pub fn overflowed(&self, port: u16) -> (u64, u64) {
+        let [v4, v6, snmp6] = self.inside(|| {
+            ["udp", "udp6", "snmp6"]
+                .map(|file| std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap())
+        });
+        let errors_v6 = snmp6.lines().find_map(|line| line.strip_prefix("Udp6RcvbufErrors")).unwrap();
+        let all = self.counted("Udp", "RcvbufErrors") + errors_v6.trim().parse::<u64>().unwrap();
+        let port = format!(":{port:04X}");
+        let at_port = v4.lines().chain(v6.lines()).filter_map(|line| {
+            let mut columns = line.split_whitespace();
+            columns.nth(1)?.ends_with(&port).then(|| columns.last()?.parse::<u64>().ok()).flatten()
+        });
+        (all, at_port.sum())
+    }
 }
 
 impl Drop for Host {
@@ -184,8 +200,8 @@ impl Rig {
         let name = |letter| format!("uvt-{}-{number}-{letter}", std::process::id());
         let hosts: Vec<_> = letters[..count].iter().map(|letter| Host::new(name(letter))).collect();
         let rig = Rig { hosts, _turn: turn };
-        for wire in 1..count {
-            rig.connect(wire, letters[wire]);
+        for (wire, letter) in letters.into_iter().enumerate().take(count).skip(1) {
+            rig.connect(wire, letter);
         }
         Some(rig)
     }
