@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use uringvpn::stats::drop::DropReason;
 
 use crate::rig::{Family, Host, Rig, inner, outer, wait_until};
-use crate::traffic::{Stream, ping, reaches};
+use crate::traffic::{Iperf, Stream, ping, reaches};
 use crate::tunnel::{DRIVERS, PROGRAM, Pair, TUN, Tunnel};
 
 /// The end of host 0, for tests that start it more than once.
@@ -36,6 +36,31 @@ fn sigterm_and_sigint_end_it_with_code_0_and_the_interface_is_gone() {
                 drop(streams);
                 pair.far.stop();
             }
+        }
+    }
+}
+
+#[test]
+fn a_full_load_of_tcp_is_finished_with_and_accounted_for_when_it_ends() {
+    let Some(rig) = Rig::pair_alone() else { return };
+    for io in DRIVERS {
+        for round in 0..4 {
+            // A new server: the old one waits for a client that is gone.
+            let iperf = Iperf::start(&rig.hosts[1]);
+            let pair = Pair::start(&rig, Family::V4, &format!("--io {io} --queues 2"));
+            let direction = if round % 2 == 0 { "" } else { "--reverse" };
+            let client = iperf.start_client(
+                &rig.hosts[0],
+                inner(Family::V4, 1),
+                &format!("--time 30 --parallel 4 {direction}"),
+            );
+            thread::sleep(Duration::from_millis(300));
+            let (near, took) = pair.near.end(Signal::SIGTERM);
+            println!("{io} {direction}: {:.1} ms", took.as_secs_f64() * 1e3);
+            assert!(near.total("in_datagrams") > 1000, "{}", near.output);
+            assert!(took < Duration::from_secs(2), "{io}: took {took:?}");
+            pair.far.stop();
+            drop(client);
         }
     }
 }

@@ -142,16 +142,19 @@ pub fn udp_trains_in_order(from: &Host, to: &Host, address: IpAddr, segment_byte
     }
 }
 
-/// An iperf3 server on a host, one client at a time.
-pub struct Iperf {
-    server: Child,
+/// A program that runs until it is dropped.
+pub struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
-impl Drop for Iperf {
-    fn drop(&mut self) {
-        let _ = self.server.kill();
-        let _ = self.server.wait();
-    }
+/// An iperf3 server on a host, one client at a time.
+pub struct Iperf {
+    _server: Running,
 }
 
 /// What an iperf3 client reported.
@@ -178,7 +181,14 @@ impl Iperf {
         let mut command = host.command(["iperf3", "--server", "--port", "5201"]);
         let server = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         wait_until("iperf3 listens", || !host.run("ss -Hltn sport = :5201").is_empty());
-        Iperf { server }
+        Iperf { _server: Running(server) }
+    }
+
+    /// Starts a client with `options` and leaves it running.
+    pub fn start_client(&self, from: &Host, to: IpAddr, options: &str) -> Running {
+        let words = format!("iperf3 --port 5201 --client {to} {options}");
+        let mut command = from.command(words.split_whitespace());
+        Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     }
 
     /// Runs a client with `options`, which must succeed.
