@@ -31,6 +31,7 @@ prop_compose! {
         Packet {
             v6, udp, tos, id, ttl, host, source_port, destination_port, sequence, acknowledgment, window, urgent,
             reserved, flags,
+            ends: None,
             flow_label: flow_label & 0xf_ffff,
             fragment: if dont_fragment { 0x4000 } else { 0 },
             ip_options: Vec::new(),

@@ -10,9 +10,9 @@ use std::time::Duration;
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::config::{
-    self, ConfigError, DeviceConfig, IoChoice, Listen, MTU_DEFAULT, Offloads, PinChoice, TUN_DEFAULT,
-};
+use super::config::{ConfigError, DeviceConfig, IoChoice, MTU_DEFAULT, Offloads, PinChoice, QUEUES};
+use super::endpoint::{Listen, parse_address};
+use super::name::TUN_DEFAULT;
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,7 +71,7 @@ where
 /// Cores this process may run on (its CPU affinity), but at least 1 and at most the queues a device can have.
 fn core_count() -> usize {
     let cores = core_affinity::get_core_ids().map_or(0, |ids| ids.len());
-    cores.clamp(*config::QUEUES.start(), *config::QUEUES.end())
+    cores.clamp(*QUEUES.start(), *QUEUES.end())
 }
 
 const ABOUT: &str = "A userspace tunnel for Linux: carries IP packets between a TUN interface and UDP.";
@@ -297,7 +297,7 @@ impl LowArgs {
                 None => queues,
                 Some(given) => usize::try_from(given).map_err(|_| ConfigError::Queues { given })?,
             },
-            addresses: words(&self.address, true).map(config::parse_address).collect::<Result<_, _>>()?,
+            addresses: words(&self.address, true).map(parse_address).collect::<Result<_, _>>()?,
             listen: self.listen.parse()?,
             peers: words(&self.peer, false).map(str::parse).collect::<Result<_, _>>()?,
             mtu: u16::try_from(self.mtu).map_err(|_| ConfigError::Mtu { given: self.mtu })?,

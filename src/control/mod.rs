@@ -2,5 +2,16 @@
 
 pub mod cli;
 pub mod config;
+pub mod endpoint;
 pub mod logging;
+pub mod name;
 pub mod netlink;
+pub mod peer;
+
+/// For error messages: the first 100 characters.
+fn shorten(text: &str) -> String {
+    match text.char_indices().nth(100) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}

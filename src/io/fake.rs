@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use nix::errno::Errno;
 
@@ -48,6 +48,8 @@ pub struct Faults {
 pub struct Incoming {
     /// The sender.
     pub from: SocketAddr,
+    /// Which of our addresses it was sent to, if the kernel says so.
+    pub to: Option<IpAddr>,
     /// The datagrams, one behind the other.
     pub bytes: Vec<u8>,
     /// Bytes of each but the last; 0 means one datagram.
@@ -228,13 +230,13 @@ impl Fake {
                 continue;
             }
             let Some(mut lease) = self.receive_free.pop() else { break };
-            let Some(Incoming { from, bytes, stride }) = self.receives.pop_front() else { break };
+            let Some(Incoming { from, to, bytes, stride }) = self.receives.pop_front() else { break };
             let truncated = self.strikes(self.faults.truncated);
             let length = if truncated { bytes.len() / 2 } else { bytes.len() };
             let start = super::message::PAYLOAD_START;
             lease[start..start + length].copy_from_slice(&bytes[..length]);
             let (start, bytes) = (start as u32, length as u32);
-            let received = Received { from, to: None, start, bytes, stride, truncated, at: self.now };
+            let received = Received { from, to, start, bytes, stride, truncated, at: self.now };
             done.push(Completion::Received { lease, received });
         }
     }

@@ -59,8 +59,8 @@ impl DerefMut for Lease {
 /// # Errors
 /// ENOMEM.
 pub fn map(count: u16) -> io::Result<Vec<Lease>> {
-    let bytes = count as usize * BUFFER_BYTES;
-    // One huge page more than needed, so that the first buffer can start on a huge-page boundary.
+    // Whole huge pages, and one more, so that the first buffer can start on a huge-page boundary.
+    let bytes = (count as usize * BUFFER_BYTES).next_multiple_of(HUGE_PAGE_BYTES);
     let mapped = NonZeroUsize::new(bytes + HUGE_PAGE_BYTES).expect("never zero");
     let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
     // SAFETY: a fresh anonymous mapping aliases nothing.

@@ -99,6 +99,11 @@ impl<B: DerefMut<Target = [u8]>, K: Copy + Eq + Debug> Trains<B, K> {
         self.spare.push(buffer);
     }
 
+    /// Takes back a buffer that was given and not used.
+    pub fn take_spare(&mut self) -> Option<B> {
+        self.spare.pop()
+    }
+
     /// Trains under construction.
     pub fn len(&self) -> usize {
         self.building.len()

@@ -108,6 +108,19 @@ impl<D: Driver> DataWorker<D> {
         }
     }
 
+    /// The driver, for a test that feeds the worker and looks at what it did.
+    pub fn driver_mut(&mut self) -> &mut D {
+        &mut self.driver
+    }
+
+    /// Ends the worker and gives back its driver with all buffers that the worker held unused.
+    pub fn into_driver(mut self) -> D {
+        while let Some(buffer) = self.trains.take_spare() {
+            self.driver.lend(buffer);
+        }
+        self.driver
+    }
+
     /// Works until told to stop, then finishes what was read.
     ///
     /// # Errors

@@ -1,13 +1,13 @@
 //! Opens what a tunnel consists of: TUN queues, sockets, the interface's settings, the view of peers.
 
 use std::net::SocketAddr;
-use std::path::Path;
 
 use anyhow::{Context, bail};
-use ipnet::IpNet;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::control::config::{DeviceConfig, Offloads, PeerConfig};
+use crate::control::config::{DeviceConfig, Offloads};
 use crate::control::netlink::{Netlink, NetlinkError};
+use crate::control::peer::PeerConfig;
 use crate::dataplane::view::View;
 use crate::io::message::Devices;
 use crate::io::tun::{self, OffloadSwitches, Tun, TunOffloads, TunRequest};
@@ -36,6 +36,19 @@ pub struct Device {
     pub train_segments_max: u16,
     /// Routes and peers.
     pub view: View,
+}
+
+/// Lets this process open as many descriptors as it may.
+///
+/// The soft limit is usually 1024, for the sake of programs with select(2). A queue has up to seven descriptors, its ring
+/// and doorbell included, so 256 of them need more. If it stays low, opening says what there was no room for.
+pub(super) fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) }
+    });
+    if let Err(error) = raised {
+        tracing::debug!("the limit of open files stays as it is (RLIMIT_NOFILE: {error})");
+    }
 }
 
 /// Opens everything `config` asks for.
@@ -127,12 +140,14 @@ fn configure(netlink: &mut Netlink, tun: &Tun, config: &DeviceConfig) -> anyhow:
         limit_superpackets(netlink, index, config.mtu);
     }
     for address in &config.addresses {
-        add_address(netlink, index, *address).with_context(|| format!("cannot give {address} to {name}"))?;
+        tolerate_existing(netlink.add_address(index, *address))
+            .with_context(|| format!("cannot give {address} to {name}"))?;
     }
     netlink.set_up(index).with_context(|| format!("cannot set {name} up"))?;
     if config.routes {
         for prefix in config.route_prefixes() {
-            add_route(netlink, index, prefix).with_context(|| format!("cannot route {prefix} to {name}"))?;
+            tolerate_existing(netlink.add_route(index, prefix))
+                .with_context(|| format!("cannot route {prefix} to {name}"))?;
         }
     }
     Ok(())
@@ -150,15 +165,7 @@ fn limit_superpackets(netlink: &mut Netlink, index: u32, mtu: u16) {
 fn forwards() -> bool {
     ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"]
         .iter()
-        .any(|path| std::fs::read(Path::new(path)).is_ok_and(|text| text.starts_with(b"1")))
-}
-
-fn add_address(netlink: &mut Netlink, index: u32, address: IpNet) -> Result<(), NetlinkError> {
-    tolerate_existing(netlink.add_address(index, address))
-}
-
-fn add_route(netlink: &mut Netlink, index: u32, prefix: IpNet) -> Result<(), NetlinkError> {
-    tolerate_existing(netlink.add_route(index, prefix))
+        .any(|path| std::fs::read(path).is_ok_and(|text| text.starts_with(b"1")))
 }
 
 /// An attached interface may have it already.
@@ -184,5 +191,19 @@ fn report(tun: &Tun, sockets: &UdpGroup, wanted: Offloads) {
     }
     for note in &sockets.notes {
         tracing::warn!("{note}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_descriptor_limit_rises_to_the_hard_one() {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        // Enough for the tests that run beside this one.
+        setrlimit(Resource::RLIMIT_NOFILE, hard.min(512), hard).unwrap();
+        raise_descriptor_limit();
+        assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (hard, hard));
     }
 }

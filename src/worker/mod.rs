@@ -26,6 +26,7 @@ use crate::control::config::DeviceConfig;
 pub fn run(config: DeviceConfig, ready: impl FnOnce()) -> anyhow::Result<()> {
     // Before any thread exists, so that every thread inherits the mask.
     let signals = supervisor::block_signals().context("cannot take signals")?;
+    device::raise_descriptor_limit();
     let device = device::open(&config)?;
     let name = device.name.clone();
     let index = device.index;

@@ -2,6 +2,8 @@
 //! crate's code and do not repeat it.
 #![allow(dead_code, clippy::unwrap_used)]
 
+use std::net::IpAddr;
+
 use uringvpn::offload::Part;
 use uringvpn::offload::coalesce::{Coalescer, Gather};
 use uringvpn::offload::split::Split;
@@ -33,6 +35,8 @@ pub struct Packet {
     pub ttl: u8,
     /// The last byte of the source address.
     pub host: u8,
+    /// Source and destination, when others than the usual ones; the family is that of `v6`.
+    pub ends: Option<(IpAddr, IpAddr)>,
     pub ip_options: Vec<u8>,
     /// IPv6: `(type, bytes)`; the first byte of each is filled in.
     pub extensions: Vec<(u8, Vec<u8>)>,
@@ -59,6 +63,7 @@ impl Packet {
             fragment: 0x4000,
             ttl: 64,
             host: 1,
+            ends: None,
             ip_options: Vec::new(),
             extensions: Vec::new(),
             source_port: 40_000,
@@ -146,6 +151,13 @@ impl Packet {
     }
 
     fn addresses(&self) -> Vec<u8> {
+        if let Some(ends) = self.ends {
+            let octets = |address| match address {
+                IpAddr::V4(v4) => v4.octets().to_vec(),
+                IpAddr::V6(v6) => v6.octets().to_vec(),
+            };
+            return [octets(ends.0), octets(ends.1)].concat();
+        }
         let (source, destination) = if self.v6 {
             let mut address = *b"\xfd\x00\x12\x34\xff\xff\x80\x01abcdefgh";
             address[15] = self.host;

@@ -1,0 +1,408 @@
+//! One peer: its values, and the text form in which the operator gives it.
+//!
+//! [`super::cli`] parses `--peer` into a [`PeerConfig`]; whether it fits the device and the other peers is asked later,
+//! in [`super::config`]. Pure: a host name stays a name until the device is opened.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use ipnet::IpNet;
+
+use super::endpoint::{HostPort, HostPortProblem, parse_digits, parse_prefix};
+use super::shorten;
+
+/// A correct peer, shown by every error about a wrong one.
+pub const PEER_EXAMPLE: &str = "192.0.2.7:51820,allowed-ips=10.9.0.2/32+fd00::2/128";
+
+/// The other end of a tunnel.
+///
+/// In text: `[PUBLIC_KEY@][HOST:PORT][,allowed-ips=CIDR[+CIDR…]][,keepalive=SECONDS][,psk=FILE]`. Spaces have no
+/// place in it: they separate peers. Printing and parsing again gives the same peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerConfig {
+    /// WireGuard public key: 44 characters of base64 for 32 bytes.
+    pub public_key: Option<String>,
+    /// Where its datagrams go.
+    pub endpoint: Option<HostPort>,
+    /// Prefixes routed to this peer and accepted as inner source from it; host bits are zero, no repetitions.
+    pub allowed_ips: Vec<IpNet>,
+    /// Seconds between persistent keepalives; `None` sends none.
+    pub keepalive: Option<u16>,
+    /// File with the preshared key.
+    pub psk: Option<PathBuf>,
+}
+
+/// A peer whose text is not understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("peer {text:?}, column {column}: {problem}; a correct one is for example {PEER_EXAMPLE}")]
+pub struct PeerError {
+    /// The text given, shortened if very long.
+    pub text: String,
+    /// Where the trouble starts, in characters, the first being 1.
+    pub column: usize,
+    /// What is wrong there.
+    pub problem: PeerProblem,
+}
+
+/// What is wrong at one place of a peer's text.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PeerProblem {
+    /// Nothing was written.
+    #[error("is empty")]
+    Empty,
+    /// White space or a control character.
+    #[error("contains {0:?}; a peer is one word")]
+    Character(char),
+    /// Before the `@`: not 44 characters of base64 that stand for 32 bytes.
+    #[error("{0:?} is not a public key; it has 44 characters of base64, the last one '='")]
+    PublicKey(String),
+    /// A public key without the `@` that ends it.
+    #[error("a public key ends in '@': KEY@HOST:PORT, or KEY@ without endpoint")]
+    KeyWithoutAt,
+    /// Not `HOST:PORT`.
+    #[error("endpoint {0:?}: {1}")]
+    Endpoint(String, HostPortProblem),
+    /// Not `name=value` with a name we know.
+    #[error("{0:?} is not an option; there are allowed-ips=CIDR+CIDR, keepalive=SECONDS and psk=FILE")]
+    UnknownOption(String),
+    /// An option a second time.
+    #[error("{0} is given twice; several allowed IPs are joined by '+'")]
+    Repeated(&'static str),
+    /// `name=` and nothing.
+    #[error("{0} has no value")]
+    NoValue(&'static str),
+    /// Not an address with a prefix length.
+    #[error("{0:?} is not an IP prefix like 10.9.0.0/24 or fd00::/64")]
+    Prefix(String),
+    /// Not a number of seconds.
+    #[error("{0:?} is not a number of seconds from 1 to 65535, nor 0 or off")]
+    Keepalive(String),
+}
+
+impl FromStr for PeerConfig {
+    type Err = PeerError;
+
+    /// Reads the form given at [`PeerConfig`].
+    ///
+    /// Host bits of allowed IPs are zeroed as `wg` does, a bare address means `/32` or `/128`, `keepalive=0` and
+    /// `keepalive=off` mean none.
+    fn from_str(text: &str) -> Result<Self, PeerError> {
+        parse_peer(text).map_err(|(offset, problem)| PeerError {
+            text: shorten(text),
+            column: text[..offset].chars().count() + 1,
+            problem,
+        })
+    }
+}
+
+/// A problem and the byte where it starts.
+type Located = (usize, PeerProblem);
+
+fn parse_peer(text: &str) -> Result<PeerConfig, Located> {
+    if text.is_empty() {
+        return Err((0, PeerProblem::Empty));
+    }
+    if let Some((at, character)) = text.char_indices().find(|(_, c)| c.is_whitespace() || c.is_control()) {
+        return Err((at, PeerProblem::Character(character)));
+    }
+    let head = text.split(',').next().unwrap_or(text);
+    let mut peer = PeerConfig::default();
+    let (key, endpoint) = match head.split_once('@') {
+        None => (None, head),
+        Some((key, endpoint)) => (Some(key), endpoint),
+    };
+    if let Some(key) = key {
+        if !is_public_key(key) {
+            return Err((0, PeerProblem::PublicKey(shorten(key))));
+        }
+        peer.public_key = Some(key.to_owned());
+    } else if is_public_key(head) {
+        return Err((head.len(), PeerProblem::KeyWithoutAt));
+    } else if head
+        .split_once('=')
+        .is_some_and(|(name, _)| matches!(name, "allowed-ips" | "keepalive" | "psk"))
+    {
+        // Options alone: say that the comma is missing by way of the endpoint that should be before it.
+        return Err((0, PeerProblem::Endpoint(shorten(head), HostPortProblem::NoHost)));
+    }
+    if !endpoint.is_empty() {
+        let at = head.len() - endpoint.len();
+        let problem = |problem| (at, PeerProblem::Endpoint(shorten(endpoint), problem));
+        peer.endpoint = Some(endpoint.parse().map_err(problem)?);
+    }
+    let mut at = head.len() + 1;
+    let mut given = Vec::new();
+    for option in text.split(',').skip(1) {
+        parse_option(option, at, &mut given, &mut peer)?;
+        at += option.len() + 1;
+    }
+    Ok(peer)
+}
+
+/// Reads one `name=value` that starts at byte `at` into `peer`; `given` holds the names before it.
+fn parse_option(
+    option: &str,
+    at: usize,
+    given: &mut Vec<&'static str>,
+    peer: &mut PeerConfig,
+) -> Result<(), Located> {
+    let known = option.split_once('=').and_then(|(name, value)| {
+        ["allowed-ips", "keepalive", "psk"]
+            .into_iter()
+            .find(|known| *known == name)
+            .map(|known| (known, value))
+    });
+    let Some((name, value)) = known else {
+        return Err((at, PeerProblem::UnknownOption(shorten(option))));
+    };
+    if given.contains(&name) {
+        return Err((at, PeerProblem::Repeated(name)));
+    }
+    given.push(name);
+    let at = at + name.len() + 1;
+    if value.is_empty() {
+        return Err((at, PeerProblem::NoValue(name)));
+    }
+    match name {
+        "allowed-ips" => {
+            let mut at = at;
+            for prefix in value.split('+') {
+                let parsed =
+                    parse_prefix(prefix).ok_or_else(|| (at, PeerProblem::Prefix(shorten(prefix))))?;
+                peer.allowed_ips.push(parsed);
+                at += prefix.len() + 1;
+            }
+            truncate_prefixes(&mut peer.allowed_ips);
+        }
+        "keepalive" if value == "off" => {}
+        "keepalive" => {
+            let seconds = parse_digits(value).ok_or_else(|| (at, PeerProblem::Keepalive(shorten(value))))?;
+            peer.keepalive = Some(seconds).filter(|&seconds| seconds > 0);
+        }
+        _ => peer.psk = Some(PathBuf::from(value)),
+    }
+    Ok(())
+}
+
+/// 32 bytes in base64: 43 characters and '=', the last character's two spare bits zero.
+fn is_public_key(text: &str) -> bool {
+    let Some((digits, b"=")) = text.as_bytes().split_at_checked(43) else {
+        return false;
+    };
+    // The characters whose value is a multiple of four: A, E, I, … and so on.
+    digits.iter().all(|&byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/'))
+        && b"AEIMQUYcgkosw048".contains(&digits[42])
+}
+
+/// Zeroes host bits as `wg` does, and drops what is then there twice.
+pub(super) fn truncate_prefixes(prefixes: &mut Vec<IpNet>) {
+    for prefix in prefixes.iter_mut() {
+        *prefix = prefix.trunc();
+    }
+    drop_repetitions(prefixes);
+}
+
+pub(super) fn drop_repetitions(prefixes: &mut Vec<IpNet>) {
+    let mut seen = HashSet::new();
+    prefixes.retain(|prefix| seen.insert(*prefix));
+}
+
+/// The form that parses to the same peer again.
+impl fmt::Display for PeerConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(key) = &self.public_key {
+            write!(f, "{key}@")?;
+        }
+        if let Some(endpoint) = &self.endpoint {
+            write!(f, "{endpoint}")?;
+        }
+        for (index, prefix) in self.allowed_ips.iter().enumerate() {
+            write!(f, "{}{prefix}", if index == 0 { ",allowed-ips=" } else { "+" })?;
+        }
+        if let Some(seconds) = self.keepalive {
+            write!(f, ",keepalive={seconds}")?;
+        }
+        if let Some(file) = &self.psk {
+            write!(f, ",psk={}", file.display())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use ipnet::{Ipv4Net, Ipv6Net};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const KEY: &str = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
+
+    fn peer(text: &str) -> PeerConfig {
+        text.parse().unwrap()
+    }
+
+    fn problem(text: &str) -> (usize, PeerProblem) {
+        let error = text.parse::<PeerConfig>().unwrap_err();
+        assert!(error.to_string().contains(PEER_EXAMPLE), "{error}");
+        (error.column, error.problem)
+    }
+
+    fn nets(text: &str) -> Vec<IpNet> {
+        text.split(' ').map(|net| net.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_peer_with_everything_is_understood() {
+        let full = peer(&format!(
+            "{KEY}@[2001:db8::7]:51820,allowed-ips=10.9.0.0/24+fd00::/64,keepalive=25,psk=/etc/psk"
+        ));
+        assert_eq!(full.public_key.as_deref(), Some(KEY));
+        assert_eq!(full.endpoint, Some(HostPort { host: "2001:db8::7".to_owned(), port: 51820 }));
+        assert_eq!(full.allowed_ips, nets("10.9.0.0/24 fd00::/64"));
+        assert_eq!(full.keepalive, Some(25));
+        assert_eq!(full.psk, Some(PathBuf::from("/etc/psk")));
+    }
+
+    #[test]
+    fn every_part_of_a_peer_may_be_missing() {
+        assert_eq!(peer("vpn.example.org:51820").public_key, None);
+        assert_eq!(peer(&format!("{KEY}@")).endpoint, None);
+        assert_eq!(peer(",allowed-ips=10.0.0.0/8").allowed_ips, nets("10.0.0.0/8"));
+        assert_eq!(peer("192.0.2.7:1").allowed_ips, []);
+    }
+
+    #[test]
+    fn a_bare_address_is_one_host_and_host_bits_are_cut_off() {
+        let prefixes = peer("h:1,allowed-ips=10.0.0.5/24+10.9.0.2+fd00::2+10.0.0.9/24").allowed_ips;
+        assert_eq!(prefixes, nets("10.0.0.0/24 10.9.0.2/32 fd00::2/128"));
+    }
+
+    #[test]
+    fn keepalive_zero_and_off_mean_none() {
+        assert_eq!(peer("h:1,keepalive=0").keepalive, None);
+        assert_eq!(peer("h:1,keepalive=off").keepalive, None);
+        assert_eq!(peer("h:1,keepalive=65535").keepalive, Some(65535));
+    }
+
+    #[test]
+    fn a_wrong_peer_names_the_place_and_the_problem() {
+        use HostPortProblem as H;
+        use PeerProblem as P;
+        let endpoint = |text: &str, problem| P::Endpoint(text.to_owned(), problem);
+        for (text, column, expected) in [
+            ("", 1, P::Empty),
+            ("h:1 ", 4, P::Character(' ')),
+            ("ü\0:1", 2, P::Character('\0')),
+            ("joe@h:1", 1, P::PublicKey("joe".to_owned())),
+            (KEY, 45, P::KeyWithoutAt),
+            ("h", 1, endpoint("h", H::NoPort)),
+            ("h:", 1, endpoint("h:", H::Port)),
+            ("h:0", 1, endpoint("h:0", H::Port)),
+            ("h:+1", 1, endpoint("h:+1", H::Port)),
+            ("h:65536", 1, endpoint("h:65536", H::Port)),
+            (":1", 1, endpoint(":1", H::NoHost)),
+            ("2001:db8::7:51820", 1, endpoint("2001:db8::7:51820", H::Unbracketed)),
+            ("[2001:db8::7]", 1, endpoint("[2001:db8::7]", H::NoPort)),
+            ("[2001:db8::7:51820", 1, endpoint("[2001:db8::7:51820", H::NotIpv6)),
+            ("[192.0.2.7]:1", 1, endpoint("[192.0.2.7]:1", H::NotIpv6)),
+            ("[fe80::1%]:1", 1, endpoint("[fe80::1%]:1", H::NotIpv6)),
+            ("10.1:1", 1, endpoint("10.1:1", H::NotIpv4)),
+            ("256.0.0.1:1", 1, endpoint("256.0.0.1:1", H::NotIpv4)),
+            ("bücher.example:1", 1, endpoint("bücher.example:1", H::NotAName)),
+            ("a..b:1", 1, endpoint("a..b:1", H::NotAName)),
+            ("0.0.0.0:1", 1, endpoint("0.0.0.0:1", H::NotOneHost)),
+            ("[::]:1", 1, endpoint("[::]:1", H::NotOneHost)),
+            ("224.0.0.1:1", 1, endpoint("224.0.0.1:1", H::NotOneHost)),
+            ("allowed-ips=10.0.0.0/8", 1, endpoint("allowed-ips=10.0.0.0/8", H::NoHost)),
+            ("h:1,", 5, P::UnknownOption(String::new())),
+            ("h:1,allowed_ips=::/0", 5, P::UnknownOption("allowed_ips=::/0".to_owned())),
+            ("h:1,keepalive", 5, P::UnknownOption("keepalive".to_owned())),
+            ("h:1,psk=a,psk=b", 11, P::Repeated("psk")),
+            ("h:1,allowed-ips=", 17, P::NoValue("allowed-ips")),
+            ("h:1,allowed-ips=1.2.3.4/33", 17, P::Prefix("1.2.3.4/33".to_owned())),
+            ("h:1,allowed-ips=::/0+x", 22, P::Prefix("x".to_owned())),
+            ("h:1,keepalive=65536", 15, P::Keepalive("65536".to_owned())),
+            ("h:1,keepalive=-1", 15, P::Keepalive("-1".to_owned())),
+        ] {
+            assert_eq!(problem(text), (column, expected), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_error_about_a_huge_peer_is_short() {
+        let error = "x".repeat(1 << 20).parse::<PeerConfig>().unwrap_err();
+        assert!(error.to_string().len() < 600);
+    }
+
+    #[test]
+    fn a_key_has_exactly_the_base64_of_32_bytes() {
+        assert!(is_public_key(KEY));
+        assert!(!is_public_key(&KEY[1..]));
+        assert!(!is_public_key(&KEY.replace('=', "A")));
+        assert!(!is_public_key(&KEY.replace('x', "-")));
+        // Spare bits set: another spelling of the same bytes, which no tool writes.
+        assert!(!is_public_key(&KEY.replace("Dg=", "Dh=")));
+    }
+
+    /// Peers as parsing makes them: canonical prefixes, keepalive not 0.
+    fn peers() -> impl Strategy<Value = PeerConfig> {
+        let host = prop_oneof![
+            "[a-z][a-z0-9_-]{0,20}(\\.[a-z]{1,10}){0,3}\\.?",
+            (1..224u8, any::<[u8; 3]>()).prop_map(|(a, [b, c, d])| Ipv4Addr::new(a, b, c, d).to_string()),
+            any::<[u8; 14]>().prop_map(|bytes| {
+                let mut octets = [0x20; 16];
+                octets[2..].copy_from_slice(&bytes);
+                Ipv6Addr::from(octets).to_string()
+            }),
+            Just("fe80::1%eth0".to_owned()),
+        ];
+        let v4 = (any::<[u8; 4]>(), 0..=32u8).prop_map(|(a, len)| Ipv4Net::new_assert(a.into(), len).into());
+        let v6 =
+            (any::<[u8; 16]>(), 0..=128u8).prop_map(|(a, len)| Ipv6Net::new_assert(a.into(), len).into());
+        let prefixes = prop::collection::vec(prop_oneof![v4, v6], 0..5);
+        (
+            prop::option::of("[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]="),
+            prop::option::of((host, 1..=u16::MAX).prop_map(|(host, port)| HostPort { host, port })),
+            prefixes,
+            prop::option::of(1..=u16::MAX),
+            prop::option::of("[a-zA-Z0-9/._=+@ü-]{1,30}".prop_map(PathBuf::from)),
+        )
+            .prop_map(|(public_key, endpoint, mut allowed_ips, keepalive, psk)| {
+                truncate_prefixes(&mut allowed_ips);
+                PeerConfig { public_key, endpoint, allowed_ips, keepalive, psk }
+            })
+            .prop_filter("nothing at all has no text", |peer| *peer != PeerConfig::default())
+    }
+
+    proptest! {
+        #[test]
+        fn a_printed_peer_parses_to_itself(original in peers()) {
+            let text = original.to_string();
+            prop_assert_eq!(text.parse::<PeerConfig>(), Ok(original), "{}", text);
+        }
+
+        #[test]
+        fn no_text_makes_the_parser_panic(text in any::<String>()) {
+            if let Err(error) = text.parse::<PeerConfig>() {
+                prop_assert!(error.column <= text.chars().count() + 1);
+            }
+        }
+
+        #[test]
+        fn nor_does_a_text_made_of_a_peers_pieces(pieces in prop::collection::vec(prop::sample::select(vec![
+            KEY, "@", "h", ":", "1", "[", "]", "::1", "%", ",", "allowed-ips=", "keepalive=", "psk=", "+",
+            "10.0.0.0/8", "/", "off", "ü", " ", "=",
+        ]), 0..12)) {
+            let text = pieces.concat();
+            match text.parse::<PeerConfig>() {
+                Err(error) => prop_assert!(error.column <= text.chars().count() + 1),
+                Ok(peer) => prop_assert_eq!(peer.to_string().parse::<PeerConfig>(), Ok(peer)),
+            }
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! The laws, and the book of what was handed in that they are checked against.
+//!
+//! The book knows every packet by its bytes. Nothing in it is clever: that is what makes it the judge.
+
+use std::collections::HashMap;
+
+use crate::packets;
+
+/// What must hold whatever happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Law {
+    /// What is sent and delivered is what was handed in, byte for byte, and in its place.
+    Bytes,
+    /// Nothing is sent twice, nothing delivered more often than the network carried it.
+    Twice,
+    /// The packets of a flow leave and arrive in the order in which they were handed in.
+    Order,
+    /// Packets in are packets out, drops, and what is in flight; and the counters tell the truth.
+    Conservation,
+    /// A packet is dropped only for a reason that was there, and counted under it.
+    Drops,
+    /// What was carried and not dropped arrives.
+    Loss,
+    /// Every buffer is at home, or held as a spare.
+    Buffers,
+    /// A kernel that refuses trains is not offered any more of them.
+    Trains,
+    /// The workers go on, come to rest, and are as good as new when the trouble is over.
+    Liveness,
+}
+
+/// A law that did not hold.
+#[derive(Debug)]
+pub struct Broken {
+    pub law: Law,
+    pub what: String,
+}
+
+pub type Checked = Result<(), Broken>;
+
+/// Holds `law` to `holds`.
+pub fn require(law: Law, holds: bool, what: impl FnOnce() -> String) -> Checked {
+    if holds { Ok(()) } else { Err(Broken { law, what: what() }) }
+}
+
+/// Which flow, and the packet's number in it.
+pub type Name = (u32, u32);
+
+/// One packet that was handed in.
+struct Page {
+    name: Name,
+    bytes: Vec<u8>,
+    host: usize,
+    sent: bool,
+    /// Copies that the network carried to the other end.
+    copies: u8,
+    delivered: u8,
+}
+
+/// Where a flow stands.
+#[derive(Default)]
+struct Line {
+    arrives: bool,
+    /// Whether its packets must leave in order.
+    leaves_in_order: bool,
+    handed: u32,
+    /// Numbers below this were handed in among the faults.
+    healed_at: u32,
+    last_sent: Option<u32>,
+    last_delivered: Option<u32>,
+}
+
+/// Everything that was handed in.
+#[derive(Default)]
+pub struct Book {
+    /// By [`gist`].
+    pages: HashMap<Vec<u8>, Page>,
+    lines: Vec<Line>,
+    /// Packets handed in per host.
+    pub handed: [u64; 2],
+    /// Packets delivered per host.
+    pub delivered: [u64; 2],
+    /// Whether the network keeps the order of a flow.
+    pub arrives_in_order: bool,
+    /// Whether the identification of an unfragmentable packet may change on the way: when a packet and its copy are
+    /// joined, the kernel numbers them anew on cutting. Without fragments it means nothing (RFC 6864 §4.1).
+    pub renumbers: bool,
+}
+
+impl Book {
+    /// The next flow, whose number is the count of those before.
+    pub fn open_flow(&mut self, arrives: bool, leaves_in_order: bool) {
+        self.lines.push(Line { arrives, leaves_in_order, ..Line::default() });
+    }
+
+    /// From now on the packets of `flow` must leave in order.
+    pub fn demand_order(&mut self, flow: usize) {
+        let line = &mut self.lines[flow];
+        *line = Line { leaves_in_order: true, last_sent: None, last_delivered: None, ..*line };
+    }
+
+    /// Packets that the kernel of `host` means by one TUN read of `flow`.
+    pub fn handed_in(&mut self, host: usize, flow: u32, packets: Vec<Vec<u8>>) {
+        let line = &mut self.lines[flow as usize];
+        self.handed[host] += packets.len() as u64;
+        for packet in packets {
+            let gist = gist(&packet);
+            let page =
+                Page { name: (flow, line.handed), bytes: packet, host, sent: false, copies: 0, delivered: 0 };
+            assert!(self.pages.insert(gist, page).is_none(), "the workload made a packet twice");
+            line.handed += 1;
+        }
+    }
+
+    /// The trouble is over; what is handed in from now on must all arrive.
+    pub fn healed(&mut self) {
+        self.arrives_in_order = true;
+        for flow in 0..self.lines.len() {
+            self.lines[flow].healed_at = self.lines[flow].handed;
+            self.demand_order(flow);
+        }
+    }
+
+    /// A datagram left `host`.
+    pub fn sent(&mut self, host: usize, datagram: &[u8]) -> Checked {
+        let page =
+            self.pages.get_mut(&gist(datagram)).filter(|page| page.host == host && page.bytes == datagram);
+        let page = page.ok_or_else(|| unknown("sent", host, datagram))?;
+        let (flow, number) = page.name;
+        require(Law::Twice, !page.sent, || format!("packet {number} of flow {flow} was sent twice"))?;
+        page.sent = true;
+        let line = &mut self.lines[flow as usize];
+        let last = &mut line.last_sent;
+        let in_order = !line.leaves_in_order || last.is_none_or(|last| last < number);
+        require(Law::Order, in_order, || format!("flow {flow} sent packet {number} after {last:?}"))?;
+        *last = Some(number);
+        Ok(())
+    }
+
+    /// The network carried a datagram to the other end, so often.
+    pub fn carried(&mut self, datagram: &[u8], copies: u8) {
+        if let Some(page) = self.pages.get_mut(&gist(datagram)) {
+            page.copies += copies;
+        }
+    }
+
+    /// A packet was written to the TUN of `host`.
+    pub fn delivered(&mut self, host: usize, packet: &[u8]) -> Checked {
+        let renumbers = self.renumbers;
+        let page = self.pages.get_mut(&gist(packet));
+        let page = page.filter(|page| page.host != host && (renumbers || page.bytes == packet));
+        let page = page.ok_or_else(|| unknown("delivered", host, packet))?;
+        let (flow, number) = page.name;
+        page.delivered += 1;
+        self.delivered[host] += 1;
+        require(Law::Twice, page.delivered <= page.copies, || {
+            format!("packet {number} of flow {flow}: {} delivered, {} carried", page.delivered, page.copies)
+        })?;
+        let line = &mut self.lines[flow as usize];
+        let last = &mut line.last_delivered;
+        // A second copy may follow the first.
+        let in_order =
+            !self.arrives_in_order || !line.leaves_in_order || last.is_none_or(|last| last <= number);
+        require(Law::Order, in_order, || format!("flow {flow} delivered packet {number} after {last:?}"))?;
+        *last = Some(number);
+        Ok(())
+    }
+
+    /// Packets handed in at `host` that never left it.
+    pub fn unsent(&self, host: usize) -> u64 {
+        self.pages.values().filter(|page| page.host == host && !page.sent).count() as u64
+    }
+
+    /// Copies that were carried to `host` and did not reach its TUN.
+    pub fn undelivered(&self, host: usize) -> u64 {
+        let missing = |page: &Page| u64::from(page.copies - page.delivered);
+        self.pages.values().filter(|page| page.host != host).map(missing).sum()
+    }
+
+    /// Whatever was handed in after the trouble was over has arrived, once.
+    pub fn all_arrived_since_healing(&self) -> Checked {
+        for page in self.pages.values() {
+            let (flow, number) = page.name;
+            let line = &self.lines[flow as usize];
+            if number >= line.healed_at {
+                let arrived = page.sent && page.delivered == u8::from(line.arrives);
+                require(Law::Liveness, arrived, || {
+                    let Page { sent, copies, delivered, .. } = page;
+                    format!(
+                        "packet {number} of flow {flow}: sent {sent}, carried {copies}, delivered {delivered}"
+                    )
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The packet's bytes without what may change on the way: identification and header checksum of IPv4 with DF. The
+/// header checksum must be right instead.
+fn gist(packet: &[u8]) -> Vec<u8> {
+    let mut gist = packet.to_vec();
+    let right = |header: &[u8]| packets::ones_complement(&[header]) == 0xffff;
+    if packet.len() >= 20 && packet[0] == 0x45 && packet[6] & 0x40 != 0 && right(&packet[..20]) {
+        gist[4..6].fill(0);
+        gist[10..12].fill(0);
+    }
+    gist
+}
+
+fn unknown(what: &str, host: usize, bytes: &[u8]) -> Broken {
+    let head = &bytes[..bytes.len().min(64)];
+    let what = format!("host {host} {what} {} bytes that nobody handed in: {head:02x?}", bytes.len());
+    Broken { law: Law::Bytes, what }
+}
