@@ -12,7 +12,6 @@ use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use packets::{Packet, payload, split};
-use uringvpn::dataplane::encap::Encap;
 use uringvpn::dataplane::view::View;
 use uringvpn::io::driver::{Completion, Driver, Effort, Send, Wait};
 use uringvpn::io::lease::{self, Lease};
@@ -136,7 +135,6 @@ fn worker(arrivals: Vec<Arrival>) -> (DataWorker<Null>, Arc<WorkerCounters>) {
     let (outbox, _) = latency::channel(1);
     let parts = Parts {
         view: Arc::new(view),
-        encap: Encap::Plain,
         train_segments_max: 64,
         merge: Merge { tcp: true, udp: true },
         counters: counters.clone(),

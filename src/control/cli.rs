@@ -187,7 +187,8 @@ struct LowArgs {
 
     /// Do not add routes to the allowed IPs
     ///
-    /// Default routes (0.0.0.0/0 and ::/0) are never added: they would catch the tunnel's own datagrams.
+    /// Default routes (0.0.0.0/0 and ::/0) and routes around a peer's HOST are never added: they would catch the
+    /// tunnel's own datagrams.
     #[arg(long, env = "URINGVPN_NO_ROUTES", hide_env_values = true, value_parser = BoolishValueParser::new())]
     #[arg(help_heading = "Interface")]
     no_routes: bool,

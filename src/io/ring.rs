@@ -131,6 +131,11 @@ impl Ring {
         let entry = self.completions.next()?;
         Some((entry.user_data(), entry.result(), entry.flags()))
     }
+
+    /// Tells the kernel which completions were taken: else it counts them as news and the next wait ends at once.
+    pub fn reaped(&mut self) {
+        self.completions.sync();
+    }
 }
 
 impl Drop for Ring {

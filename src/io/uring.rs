@@ -94,6 +94,8 @@ pub struct Uring {
     wake_armed: bool,
     /// Completions reaped while making room for operations.
     early: Vec<Completion>,
+    /// What makes going on pointless.
+    failure: Option<io::Error>,
     now: Time,
     effort: Effort,
 }
@@ -128,6 +130,7 @@ impl Uring {
             receives_armed: [false; 2],
             wake_armed: false,
             early: Vec::with_capacity(OPERATIONS),
+            failure: None,
             now: clock::now(),
             effort: Effort::default(),
         })
@@ -226,6 +229,7 @@ impl Uring {
                 }
             }
         }
+        self.ring.reaped();
     }
 
     fn end_operation(&mut self, key: usize, result: i32) -> Completion {
@@ -253,6 +257,7 @@ impl Uring {
                 if let Some(lease) = lease {
                     self.tun_buffers.provide(lease);
                 }
+                self.note_failure("TUN read", error);
                 gone(error).then_some(Completion::TunGone)
             }
         }
@@ -281,10 +286,20 @@ impl Uring {
                 if let Some(lease) = lease {
                     self.receive_buffers.provide(lease);
                 }
+                self.note_failure("receive", error);
                 // Out of buffers is not an error: it is how a multishot says that it must be armed again.
                 (error != -libc::ENOBUFS && error < 0)
                     .then(|| Completion::ReceiveFailed(Errno::from_raw(-error)))
             }
+        }
+    }
+
+    /// Errors that would come again with every arming end the driver; it would spin otherwise.
+    fn note_failure(&mut self, what: &str, error: i32) {
+        if matches!(-error, libc::EINVAL | libc::EOPNOTSUPP | libc::EFAULT | libc::ENOTSOCK) {
+            let error = Errno::from_raw(-error);
+            self.failure =
+                Some(io::Error::other(format!("io_uring: {what}: {error}; `--io syscall` does without")));
         }
     }
 
@@ -335,8 +350,11 @@ impl Driver for Uring {
     }
 
     fn turn(&mut self, wait: Wait, done: &mut Vec<Completion>) -> io::Result<()> {
-        let Uring { loans, tun_buffers, receive_buffers, free, .. } = self;
-        loans.collect(|lease| go_home(lease, tun_buffers, receive_buffers, free));
+        // The worker has not heard of these yet and may want to send their buffers again.
+        if self.early.is_empty() {
+            let Uring { loans, tun_buffers, receive_buffers, free, .. } = self;
+            loans.collect(|lease| go_home(lease, tun_buffers, receive_buffers, free));
+        }
         done.append(&mut self.early);
         self.arm()?;
         let (want, timeout) = match wait {
@@ -348,7 +366,7 @@ impl Driver for Uring {
         self.effort.enters += 1;
         self.ring.enter(want, timeout)?;
         self.reap(done);
-        Ok(())
+        self.failure.take().map_or(Ok(()), Err)
     }
 
     fn take_effort(&mut self) -> Effort {

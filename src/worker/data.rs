@@ -23,10 +23,14 @@ use crate::offload::train::{TRAIN_BYTES_MAX_V6, TRAIN_SEGMENTS_SAFE, Train, Trai
 use crate::stats::counters::WorkerCounters;
 use crate::stats::drop::DropReason;
 use crate::stats::latency::LatencyReporter;
-use crate::time::Time;
+use crate::time::{Span, Time};
 
-/// Turns that a stopping worker grants what is under way; sends and writes complete within one.
-const DRAIN_TURNS: usize = 8;
+/// How long a stopping worker waits for what is under way. Sends and writes complete within one turn; this is for the
+/// case that they do not.
+const DRAIN_TIME: Span = Span::from_millis(200);
+/// How long trains stay forbidden to a peer whose path was too narrow for them, before we try again. As long as the
+/// kernel remembers a path MTU (net.ipv4.route.mtu_expires).
+const NARROW_TIME: Span = Span::from_secs(600);
 
 /// What the supervisor and its workers share.
 #[derive(Debug, Default)]
@@ -75,11 +79,27 @@ pub struct DataWorker<D> {
     completions: Vec<Completion>,
     /// TUN reads that wait for a send buffer, and the segment each goes on with.
     backlog: VecDeque<TunRead>,
-    /// Per peer: the address of ours that it last sent to, so that answers leave from there.
-    sticky: Vec<Option<IpAddr>>,
+    /// What was learned of each peer's path.
+    paths: Vec<Path>,
     /// Sends and writes whose completion is outstanding.
     in_flight: usize,
     tun_gone: bool,
+}
+
+/// What a worker learns of the way to a peer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Path {
+    /// The address of ours that the peer last sent to: answers leave from there.
+    local: Option<IpAddr>,
+    /// Trains of datagrams this long or longer were too long for the path, and until when we believe it.
+    too_long: Option<(u16, Time)>,
+}
+
+impl Path {
+    /// Whether trains of `segment_bytes` may be offered.
+    fn takes_trains(&self, segment_bytes: u16, now: Time) -> bool {
+        self.too_long.is_none_or(|(bytes, until)| segment_bytes < bytes || now >= until)
+    }
 }
 
 struct TunRead {
@@ -93,7 +113,7 @@ impl<D: Driver> DataWorker<D> {
     pub fn new(driver: D, parts: Parts) -> DataWorker<D> {
         DataWorker {
             driver,
-            sticky: vec![None; parts.view.peers.len()],
+            paths: vec![Path::default(); parts.view.peers.len()],
             view: parts.view,
             trains: Trains::new(limits(parts.train_segments_max)),
             train_segments_max: parts.train_segments_max,
@@ -165,7 +185,7 @@ impl<D: Driver> DataWorker<D> {
         self.completions = completions;
         self.fill_trains(now);
         self.flush_writes();
-        self.flush_trains();
+        self.flush_trains(now);
         self.latency.tick(now);
         Ok(())
     }
@@ -195,7 +215,7 @@ impl<D: Driver> DataWorker<D> {
                 &self.counters,
             );
             if let Some(peer) = peer {
-                self.sticky[peer as usize] = received.to;
+                self.paths[peer as usize].local = received.to;
             }
         }
         self.driver.lend(lease);
@@ -231,17 +251,19 @@ impl<D: Driver> DataWorker<D> {
     }
 
     /// Outbound, step 8.
-    pub fn flush_trains(&mut self) {
-        let DataWorker { trains, driver, view, sticky, train_segments_max, in_flight, .. } = self;
+    pub fn flush_trains(&mut self, now: Time) {
+        let DataWorker { trains, driver, view, paths, train_segments_max, in_flight, .. } = self;
         for train in trains.drain() {
             let Train { buffer, start, to: peer, bytes, segment_bytes, datagrams, started } = train;
             // The walk drops packets to peers without an endpoint before they reach a train.
             let Some(remote) = view.peers[peer as usize].endpoint else { continue };
-            let to = Endpoint { remote, local: sticky[peer as usize] };
+            let path = &paths[peer as usize];
+            let segments_max = if path.takes_trains(segment_bytes, now) { *train_segments_max } else { 1 };
+            let to = Endpoint { remote, local: path.local };
             let part = Part { slot: buffer.slot(), start, len: bytes };
             driver.lend(buffer);
             let send = Send { peer, to, part, segment_bytes, datagrams, started };
-            *in_flight += send_in_pieces(driver, send, *train_segments_max);
+            *in_flight += send_in_pieces(driver, send, segments_max);
         }
     }
 
@@ -257,38 +279,42 @@ impl<D: Driver> DataWorker<D> {
                 self.latency.record_outbound(now.since(send.started), datagrams);
             }
             Err(error) => {
-                if !self.send_again(send, error) {
+                if !self.send_again(send, error, now) {
                     self.counters.count_drop(DropReason::SendError, datagrams);
                 }
             }
         }
     }
 
-    /// Tries a refused send in another way, if there is one.
-    fn send_again(&mut self, mut send: Send, error: Errno) -> bool {
+    /// Tries a refused send in another way, if there is one. Its datagrams then leave behind what was queued with it,
+    /// once: what made the kernel refuse is remembered.
+    fn send_again(&mut self, mut send: Send, error: Errno, now: Time) -> bool {
+        let path = &mut self.paths[send.peer as usize];
         if send.to.local.is_some() && source_is_stale(error) {
-            self.sticky[send.peer as usize] = None;
+            path.local = None;
             send.to.local = None;
             self.in_flight += send_in_pieces(&mut self.driver, send, self.train_segments_max);
             return true;
         }
         if send.datagrams > 1 && train_is_refused(error) {
             self.counters.train_retries.add(1);
-            self.lower_limits(send.datagrams, error);
-            // EMSGSIZE is about this path, not about the kernel: only this train goes singly.
+            if error == Errno::EMSGSIZE {
+                // Single datagrams may be fragmented, trains not. It says nothing about other peers.
+                path.too_long = Some((send.segment_bytes, now + NARROW_TIME));
+            } else {
+                self.lower_limits(send.datagrams, error);
+            }
             self.in_flight += send_in_pieces(&mut self.driver, send, 1);
             return true;
         }
         false
     }
 
-    /// Learns from a refused train: older kernels take 64 datagrams, some devices none at all. Too long for a path
-    /// (EMSGSIZE) says nothing about other peers.
+    /// Learns from a refused train: older kernels take 64 datagrams, some devices none at all.
     fn lower_limits(&mut self, datagrams: u16, error: Errno) {
         let segments_max = match error {
             Errno::EINVAL if datagrams > TRAIN_SEGMENTS_SAFE => TRAIN_SEGMENTS_SAFE,
-            Errno::EIO | Errno::EINVAL | Errno::EOPNOTSUPP => 1,
-            _ => return,
+            _ => 1,
         };
         if segments_max < self.train_segments_max {
             tracing::warn!(
@@ -330,12 +356,11 @@ impl<D: Driver> DataWorker<D> {
 
     /// Finishes what was read. What arrives meanwhile stays with the kernel or is given up uncounted.
     fn drain(&mut self) -> io::Result<()> {
-        for _ in 0..DRAIN_TURNS {
-            if self.in_flight == 0 && self.backlog.is_empty() {
-                break;
-            }
+        let deadline = self.driver.now() + DRAIN_TIME;
+        while (self.in_flight > 0 || !self.backlog.is_empty()) && self.driver.now() < deadline {
+            let wait = if self.backlog.is_empty() { Wait::Until(deadline) } else { Wait::Not };
             let mut completions = std::mem::take(&mut self.completions);
-            self.driver.turn(Wait::Not, &mut completions)?;
+            self.driver.turn(wait, &mut completions)?;
             let now = self.driver.now();
             for completion in completions.drain(..) {
                 match completion {
@@ -349,7 +374,7 @@ impl<D: Driver> DataWorker<D> {
             }
             self.completions = completions;
             self.fill_trains(now);
-            self.flush_trains();
+            self.flush_trains(now);
         }
         self.latency.flush();
         Ok(())

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, bail};
+use ipnet::IpNet;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::control::config::{DeviceConfig, Offloads};
@@ -63,7 +64,7 @@ pub fn open(config: &DeviceConfig) -> anyhow::Result<Device> {
     let tun = open_tun(config)?;
     let mut netlink = Netlink::connect()?;
     // Routes need the interface up. An attached interface keeps the settings that are not asked for.
-    configure(&mut netlink, &tun, config)?;
+    configure(&mut netlink, &tun, config, &view)?;
     report(&tun, &sockets, config.offloads);
     let queues =
         tun.queues.into_iter().zip(sockets.workers).map(|(tun, sockets)| Devices { tun, sockets }).collect();
@@ -129,7 +130,7 @@ fn open_tun(config: &DeviceConfig) -> anyhow::Result<Tun> {
     Ok(tun::open(&TunRequest { name: config.tun.clone(), queues: config.queues, offloads })?)
 }
 
-fn configure(netlink: &mut Netlink, tun: &Tun, config: &DeviceConfig) -> anyhow::Result<()> {
+fn configure(netlink: &mut Netlink, tun: &Tun, config: &DeviceConfig, view: &View) -> anyhow::Result<()> {
     let index = tun.index;
     let name = &tun.name;
     netlink
@@ -146,11 +147,25 @@ fn configure(netlink: &mut Netlink, tun: &Tun, config: &DeviceConfig) -> anyhow:
     netlink.set_up(index).with_context(|| format!("cannot set {name} up"))?;
     if config.routes {
         for prefix in config.route_prefixes() {
+            if let Some(endpoint) = endpoint_within(prefix, view) {
+                tracing::warn!(
+                    "{prefix} is not routed to {name}: it contains the peer endpoint {endpoint}, whose datagrams would \
+                     come back into the tunnel; if a more specific route leads to {0}, add this one with \
+                     `ip route add {prefix} dev {name}`",
+                    endpoint.ip()
+                );
+                continue;
+            }
             tolerate_existing(netlink.add_route(index, prefix))
                 .with_context(|| format!("cannot route {prefix} to {name}"))?;
         }
     }
     Ok(())
+}
+
+/// The first endpoint that a route for `prefix` could catch: its datagrams would enter the tunnel they come out of.
+fn endpoint_within(prefix: IpNet, view: &View) -> Option<SocketAddr> {
+    view.peers.iter().filter_map(|peer| peer.endpoint).find(|endpoint| prefix.contains(&endpoint.ip()))
 }
 
 /// Lets the kernel build superpackets that fit one train. On a gateway it must not: a forwarded superpacket over the
@@ -205,5 +220,25 @@ mod tests {
         setrlimit(Resource::RLIMIT_NOFILE, hard.min(512), hard).unwrap();
         raise_descriptor_limit();
         assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (hard, hard));
+    }
+
+    #[test]
+    fn a_prefix_around_any_peers_endpoint_is_recognized() {
+        let mut view = View::default();
+        view.add_peer(None);
+        let v4 = "192.0.2.7:51820".parse().unwrap();
+        let v6 = "[2001:db8::7]:51820".parse().unwrap();
+        view.add_peer(Some(v4));
+        view.add_peer(Some(v6));
+        for (prefix, expected) in [
+            ("192.0.2.7/32", Some(v4)),
+            ("128.0.0.0/1", Some(v4)),
+            ("2001:db8::/32", Some(v6)),
+            ("192.0.2.8/29", None),
+            ("10.0.0.0/8", None),
+            ("fd00::/8", None),
+        ] {
+            assert_eq!(endpoint_within(prefix.parse().unwrap(), &view), expected, "{prefix}");
+        }
     }
 }

@@ -90,16 +90,6 @@ fn without_trains_every_datagram_leaves_once_and_in_order() {
 }
 
 #[test]
-#[ignore = "a refused train is sent again behind what was queued after it"]
-fn a_refused_train_keeps_its_place() {
-    for_all_seeds(|seed| {
-        let faults = Faults { refuses_trains: true, ..Faults::default() };
-        World::new(seed, Plan { faults, ..Plan::calm(seed) }).demanding_order().run()
-    });
-}
-
-#[test]
-#[ignore = "a stopping worker gives up after eight turns, and does not count what it gives up"]
 fn a_stopping_worker_finishes_what_it_read() {
     for_all_seeds(|seed| World::new(seed, Plan::of(seed)).run_to_the_last_packet());
 }
