@@ -202,6 +202,7 @@ impl<D: Driver> DataWorker<D> {
         if self.flags.paused.load(Ordering::Relaxed) {
             let count = received.datagrams().len() as u64;
             self.counters.in_datagrams.add(count);
+            self.counters.in_bytes.add(received.bytes.into());
             self.counters.count_drop(DropReason::TunDown, count);
         } else {
             let slot = lease.slot();

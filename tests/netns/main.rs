@@ -1,0 +1,23 @@
+//! The program as it ships, between network namespaces on the running kernel.
+//!
+//! | file | holds |
+//! |---|---|
+//! | [`rig`] | hosts (namespaces) and the wires between them |
+//! | [`tunnel`] | one `uringvpn` process: start, stop, what it printed |
+//! | [`traffic`] | ping, iperf3, files with their hash, UDP in order |
+//! | [`kernel`] | the few calls that need `unsafe`: a seccomp filter, raw frames |
+//! | [`forwarding`], [`lifecycle`], [`refusals`], [`junk`], [`cost`] | the tests |
+//!
+//! Needs root, ip(8), ping(8), iperf3(1), setpriv(1). Without root a test prints that it was skipped, or fails if the
+//! environment says `CI=true`. Times are printed; asserted only where something would otherwise hang.
+#![allow(clippy::unwrap_used)]
+
+mod cost;
+mod forwarding;
+mod junk;
+mod kernel;
+mod lifecycle;
+mod refusals;
+mod rig;
+mod traffic;
+mod tunnel;
