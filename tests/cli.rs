@@ -145,7 +145,7 @@ fn numbers_out_of_range_are_refused_with_the_range() {
     }
     for mtu in ["0", "67", "65536", "4294967296"] {
         let output = run(&["--plaintext", "--peer", "192.0.2.7:9", "--mtu", mtu]);
-        assert_refused(&output, 2, &[&format!("mtu {mtu}"), "from 68 to 65535", "1420", "1280"]);
+        assert_refused(&output, 2, &[&format!("mtu {mtu}"), "from 68 to 65507", "1420", "1280"]);
     }
     for seconds in ["0", "86401"] {
         let output = run(&["--plaintext", "--peer", "192.0.2.7:9", "--stats-interval", seconds]);

@@ -17,8 +17,8 @@ use super::shorten;
 
 /// Queues, hence workers, a device may have. linux/if_tun.h: MAX_TAP_QUEUES is 256.
 pub const QUEUES: RangeInclusive<usize> = 1..=256;
-/// MTUs in bytes: from the smallest link IPv4 allows (RFC 791) to the largest IP packet.
-pub const MTU: RangeInclusive<u16> = 68..=u16::MAX;
+/// MTUs in bytes: from the smallest link IPv4 allows (RFC 791) to the largest packet that fits a datagram over IPv4.
+pub const MTU: RangeInclusive<u16> = 68..=65_507;
 /// Smallest MTU in bytes on which the kernel runs IPv6. RFC 8200 §5.
 pub const MTU_IPV6_MIN: u16 = 1280;
 /// MTU in bytes if none is given: fits a 1500-byte path whatever the outer family, plain or WireGuard.

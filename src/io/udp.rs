@@ -12,13 +12,16 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::thread::sleep;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, getsockname, socket};
 use thiserror::Error;
 
-use super::{steer, sys};
+use super::{clock, steer, sys};
 use crate::offload::train::TRAIN_SEGMENTS_SAFE;
+use crate::time::Span;
 
 /// Workers one group can have: as many as a TUN has queues, and as there are values of a port's low byte.
 pub const WORKERS_MAX: usize = 256;
@@ -28,6 +31,10 @@ const TRAIN_SEGMENTS_PROBED: [u16; 3] = [128, TRAIN_SEGMENTS_SAFE, 2];
 
 /// Where send ports are looked for: the kernel's default net.ipv4.ip_local_port_range.
 const SEND_PORTS: Range<u16> = 32768..61000;
+
+/// How long a taken port is waited for: the ring of a process that was killed holds its sockets for a moment.
+const BUSY_PATIENCE: Span = Span::from_secs(1);
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 /// How often a free port is drawn until it is free in both families.
 const PORT_DRAWS: usize = 32;
@@ -164,7 +171,7 @@ pub enum UdpError {
     },
 }
 
-/// Opens every socket the workers need and steers them. Does not block.
+/// Opens every socket the workers need and steers them. Waits up to a second for a port that is taken.
 ///
 /// The port is ours alone when this returns: another program that has it, with SO_REUSEPORT or without, makes this
 /// fail, and a second instance is refused. (A program of the same user that sets SO_REUSEPORT could join later; the
@@ -179,11 +186,15 @@ pub fn open(request: &UdpRequest) -> Result<UdpGroup, UdpError> {
         return Err(UdpError::WorkerCount { workers: request.workers });
     }
     let mut draws = 0;
+    let give_up = clock::now() + BUSY_PATIENCE;
     let families = loop {
         draws += 1;
         match open_families(request) {
             // The kernel drew a port that is free for IPv4 and taken for IPv6: draw again.
             Err(UdpError::PortInUse { .. }) if request.port == 0 && draws < PORT_DRAWS => {}
+            Err(UdpError::PortInUse { .. }) if request.port != 0 && clock::now() < give_up => {
+                sleep(BUSY_PAUSE)
+            }
             other => break other?,
         }
     };

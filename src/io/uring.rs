@@ -100,21 +100,54 @@ pub struct Uring {
     effort: Effort,
 }
 
-impl Uring {
-    /// Sets up a ring for the calling thread, which must be the one that uses it: (S).
-    ///
-    /// # Errors
-    /// What [`super::ring::available`] refuses; EMFILE when RLIMIT_NOFILE is below six.
-    pub fn new(devices: Devices, waker: Waker) -> io::Result<Uring> {
+/// No ring, and what was meant for it.
+#[derive(Debug)]
+pub struct Refused {
+    /// Why.
+    pub error: io::Error,
+    /// For another driver.
+    pub devices: Devices,
+    /// For another driver.
+    pub waker: Waker,
+}
+
+/// What the kernel may refuse.
+struct Resources {
+    ring: Ring,
+    tun_buffers: BufferRing,
+    receive_buffers: BufferRing,
+    free: Vec<Lease>,
+}
+
+impl Resources {
+    fn acquire(devices: &Devices, waker: &Waker) -> io::Result<Resources> {
         let ring = Ring::new()?;
-        register_files(&ring, &devices, &waker)?;
+        register_files(&ring, devices, waker)?;
         let mut tun_buffers = BufferRing::register(&ring, 0, 0, TUN_BUFFERS)?;
         let mut receive_buffers = BufferRing::register(&ring, 1, TUN_BUFFERS, RECEIVE_BUFFERS)?;
         let mut free = Vec::with_capacity(usize::from(SEND_BUFFERS));
         for lease in lease::map(TUN_BUFFERS + RECEIVE_BUFFERS + SEND_BUFFERS)? {
             go_home(lease, &mut tun_buffers, &mut receive_buffers, &mut free);
         }
-        Ok(Uring {
+        Ok(Resources { ring, tun_buffers, receive_buffers, free })
+    }
+}
+
+impl Uring {
+    /// Sets up a ring for the calling thread, which must be the one that uses it: (S).
+    ///
+    /// # Errors
+    /// What [`super::ring::available`] refuses; EMFILE when RLIMIT_NOFILE is below six; ENOMEM.
+    pub fn new(devices: Devices, waker: Waker) -> Result<Uring, Refused> {
+        match Resources::acquire(&devices, &waker) {
+            Ok(resources) => Ok(Uring::with(resources, devices, waker)),
+            Err(error) => Err(Refused { error, devices, waker }),
+        }
+    }
+
+    fn with(resources: Resources, devices: Devices, waker: Waker) -> Uring {
+        let Resources { ring, tun_buffers, receive_buffers, free } = resources;
+        Uring {
             read_multishot: ring.abilities().read_multishot,
             ring,
             tun_buffers,
@@ -133,7 +166,7 @@ impl Uring {
             failure: None,
             now: clock::now(),
             effort: Effort::default(),
-        })
+        }
     }
 
     /// Arms whatever receives and is not armed, as far as there are buffers for it.

@@ -21,11 +21,12 @@ pub struct StatsHandle {
     thread: JoinHandle<Summary>,
     /// Nothing is ever sent: closing the channel tells the thread to stop.
     stop: Sender<()>,
-    /// Whether the operator asked for statistics.
+    /// Whether to print the summary.
     print: bool,
 }
 
-/// Starts the thread. It prints to standard error every `interval`, or only collects if there is none.
+/// Starts the thread. It prints to standard error every `interval`, or only collects if there is none; `summary` says
+/// whether it prints the whole run's numbers at the end.
 ///
 /// # Errors
 /// The operating system gives us no thread.
@@ -33,17 +34,18 @@ pub fn spawn(
     counters: Vec<Arc<WorkerCounters>>,
     inbox: Receiver<Full>,
     interval: Option<Duration>,
+    summary: bool,
 ) -> io::Result<StatsHandle> {
     let (stop, stopped) = bounded(0);
     let thread = std::thread::Builder::new()
         .name("stats".into())
         .spawn(move || Collector::new(counters).run(inbox, interval, &stopped))?;
-    Ok(StatsHandle { thread, stop, print: interval.is_some() })
+    Ok(StatsHandle { thread, stop, print: summary })
 }
 
 impl StatsHandle {
     /// Takes in what the workers flushed, ends the thread, and returns the summary of the whole run. Prints it too if
-    /// an interval was asked for. Call it when the workers have ended, so that the numbers are final.
+    /// that was asked for. Call it when the workers have ended, so that the numbers are final.
     pub fn stop(self) -> Summary {
         drop(self.stop);
         let summary = match self.thread.join() {
@@ -288,7 +290,7 @@ mod tests {
     fn what_the_workers_flushed_before_the_stop_is_in_the_summary() {
         let workers = vec![Arc::new(WorkerCounters::default()), Arc::new(WorkerCounters::default())];
         let (outbox, inbox) = channel(workers.len());
-        let stats = spawn(workers.clone(), inbox, None).unwrap();
+        let stats = spawn(workers.clone(), inbox, None, false).unwrap();
         for worker in &workers {
             let mut reporter = LatencyReporter::new(outbox.clone(), Time::default());
             worker.out_packets.add(45);
@@ -306,7 +308,7 @@ mod tests {
     #[test]
     fn the_thread_gives_recorders_back_while_it_runs() {
         let (outbox, inbox) = channel(1);
-        let stats = spawn(vec![Arc::default()], inbox, None).unwrap();
+        let stats = spawn(vec![Arc::default()], inbox, None, false).unwrap();
         let mut reporter = LatencyReporter::new(outbox, Time::default());
         let mut now = Time::default();
         let mut recorded = 0;
@@ -328,7 +330,7 @@ mod tests {
     #[test]
     fn the_thread_outlives_its_workers_until_it_is_stopped() {
         let (outbox, inbox) = channel(1);
-        let stats = spawn(vec![Arc::default()], inbox, None).unwrap();
+        let stats = spawn(vec![Arc::default()], inbox, None, false).unwrap();
         drop(outbox);
         assert_eq!(stats.stop().totals, Totals::default());
     }

@@ -13,11 +13,12 @@ use super::data::{DataWorker, End, Flags, Parts};
 use super::device::Device;
 use crate::control::config::{CORES_TO_PIN, DeviceConfig, IoChoice, PinChoice};
 use crate::io::clock;
+use crate::io::driver::Driver;
 use crate::io::features::io_uring_refusal;
 use crate::io::message::Devices;
 use crate::io::ring;
 use crate::io::syscall::Syscall;
-use crate::io::uring::Uring;
+use crate::io::uring::{Refused, Uring};
 use crate::io::wake::Waker;
 use crate::offload::coalesce::Merge;
 use crate::stats::counters::WorkerCounters;
@@ -27,7 +28,10 @@ use crate::stats::thread::{self, StatsHandle};
 /// Which driver the workers use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum DriverKind {
-    Uring,
+    Uring {
+        /// Being refused is an error.
+        demanded: bool,
+    },
     Syscall,
 }
 
@@ -54,7 +58,9 @@ pub fn start(device: Device, config: &DeviceConfig) -> anyhow::Result<Crew> {
     let count = device.queues.len();
     let counters: Vec<_> = (0..count).map(|_| Arc::new(WorkerCounters::default())).collect();
     let (outbox, inbox) = latency::channel(count);
-    let stats = thread::spawn(counters.clone(), inbox, config.stats_interval).context("no stats thread")?;
+    let summary = config.foreground || config.stats_interval.is_some();
+    let stats =
+        thread::spawn(counters.clone(), inbox, config.stats_interval, summary).context("no stats thread")?;
     let flags = Arc::new(Flags::default());
     let view = Arc::new(device.view);
     let merge = Merge { tcp: device.offloads.tso, udp: device.offloads.uso };
@@ -125,7 +131,7 @@ fn choose_driver(choice: IoChoice) -> anyhow::Result<DriverKind> {
         return Ok(DriverKind::Syscall);
     }
     match (ring::available(), choice) {
-        (Ok(()), _) => Ok(DriverKind::Uring),
+        (Ok(()), _) => Ok(DriverKind::Uring { demanded: choice == IoChoice::Uring }),
         (Err(error), IoChoice::Uring) => Err(anyhow!("{}", refusal(&error))),
         (Err(error), _) => {
             tracing::warn!("{}; using plain system calls", refusal(&error));
@@ -165,7 +171,9 @@ impl Crew {
             // A panic was already reported by the worker's farewell.
             let _ = thread.join();
         }
-        self.stats.stop();
+        if let Err(imbalance) = self.stats.stop().totals.check_drained() {
+            tracing::warn!("packets unaccounted for: {imbalance}");
+        }
         match self.ends.try_iter().find_map(Result::err) {
             Some(reason) => Err(anyhow!(reason)),
             None => Ok(()),
@@ -193,16 +201,17 @@ impl Job {
             tracing::debug!("cannot pin a worker to core {}", core.id);
         }
         // A ring belongs to the thread that makes it.
-        let driver_failed = |error: io::Error| Err(format!("cannot set up a worker's driver: {error}"));
         let ended = match kind {
-            DriverKind::Uring => match Uring::new(devices, waker) {
+            DriverKind::Uring { demanded } => match Uring::new(devices, waker) {
                 Ok(driver) => work(driver, parts, &started),
-                Err(error) => driver_failed(error),
+                Err(refused) if demanded => driver_failed(refused.error),
+                // One ring was to be had, but not one for each worker: locked memory or descriptors ran out.
+                Err(Refused { error, devices, waker }) => {
+                    tracing::warn!("{}; a worker uses plain system calls", refusal(&error));
+                    work_with_system_calls(devices, waker, parts, &started)
+                }
             },
-            DriverKind::Syscall => match Syscall::new(devices, waker) {
-                Ok(driver) => work(driver, parts, &started),
-                Err(error) => driver_failed(error),
-            },
+            DriverKind::Syscall => work_with_system_calls(devices, waker, parts, &started),
         };
         if let Err(reason) = &ended {
             // Heard only while the crew is being started.
@@ -212,11 +221,23 @@ impl Job {
     }
 }
 
-fn work<D: crate::io::driver::Driver>(
-    driver: D,
+fn driver_failed(error: io::Error) -> Ended {
+    Err(format!("cannot set up a worker's driver: {error}; raise `ulimit -l` and `ulimit -n`"))
+}
+
+fn work_with_system_calls(
+    devices: Devices,
+    waker: Waker,
     parts: Parts,
     started: &Sender<Result<(), String>>,
 ) -> Ended {
+    match Syscall::new(devices, waker) {
+        Ok(driver) => work(driver, parts, started),
+        Err(error) => driver_failed(error),
+    }
+}
+
+fn work<D: Driver>(driver: D, parts: Parts, started: &Sender<Result<(), String>>) -> Ended {
     let mut worker = DataWorker::new(driver, parts);
     // The crew waits for one message per worker and there is room for all.
     let _ = started.try_send(Ok(()));

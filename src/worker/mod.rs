@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! run (main thread)
-//!  ├─ device::open        TUN queues, sockets, addresses, routes: everything that can fail for the operator's reasons
+//!  ├─ device::open        TUN queues, sockets, interface: everything that can fail for the operator's reasons
 //!  ├─ crew::start         stats thread; worker 0..N-1, each with driver, TUN queue, sockets, counters of its own
 //!  ├─ supervisor::watch   sleeps in poll(2): signals, link changes, a worker that ended
 //!  └─ crew.stop           stop flag, doorbells, join; then the stats thread prints its summary
@@ -13,6 +13,7 @@
 pub mod crew;
 pub mod data;
 pub mod device;
+pub mod interface;
 pub mod supervisor;
 
 use anyhow::Context;
@@ -26,13 +27,12 @@ use crate::control::config::DeviceConfig;
 pub fn run(config: DeviceConfig, ready: impl FnOnce()) -> anyhow::Result<()> {
     // Before any thread exists, so that every thread inherits the mask.
     let signals = supervisor::block_signals().context("cannot take signals")?;
-    device::raise_descriptor_limit();
+    device::raise_limits();
     let device = device::open(&config)?;
-    let name = device.name.clone();
-    let index = device.index;
+    let interface = device.interface.clone();
     let crew = crew::start(device, &config)?;
     ready();
-    let ended = supervisor::watch(&name, index, &signals, &crew);
+    let ended = supervisor::watch(&interface, &signals, &crew);
     let joined = crew.stop();
     ended.and(joined)
 }

@@ -10,6 +10,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::crew::Crew;
 use super::data::End;
+use super::interface::Interface;
 use crate::control::netlink::{LinkEvent, LinkWatch, Netlink};
 
 /// Turns the signals we act on into a descriptor, for this thread and those it starts.
@@ -26,9 +27,9 @@ pub fn block_signals() -> nix::Result<SignalFd> {
 ///
 /// # Errors
 /// A worker failed.
-pub fn watch(name: &str, index: u32, signals: &SignalFd, crew: &Crew) -> anyhow::Result<()> {
+pub fn watch(interface: &Interface, signals: &SignalFd, crew: &Crew) -> anyhow::Result<()> {
     let mut links = LinkWatch::open()?;
-    let mut link = Link { name, index, up: true };
+    let mut link = Link { interface, up: true };
     // What happened before the watch was open.
     let mut news = link.query()?;
     loop {
@@ -43,9 +44,9 @@ pub fn watch(name: &str, index: u32, signals: &SignalFd, crew: &Crew) -> anyhow:
             return Ok(());
         }
         if let Some(ended) = crew.ended() {
-            return worker_ended(name, ended);
+            return worker_ended(&interface.name, ended);
         }
-        news = links.events(index)?;
+        news = links.events(interface.index)?;
         if news.contains(&LinkEvent::Overrun) {
             news = link.query()?;
         }
@@ -89,15 +90,15 @@ fn worker_ended(name: &str, ended: super::crew::Ended) -> anyhow::Result<()> {
 
 /// Our interface as netlink last described it.
 struct Link<'a> {
-    name: &'a str,
-    index: u32,
+    interface: &'a Interface,
     up: bool,
 }
 
 impl Link<'_> {
     /// Asks for the interface's state now.
     fn query(&self) -> anyhow::Result<Vec<LinkEvent>> {
-        let link = Netlink::connect()?.link(self.name)?.filter(|link| link.index == self.index);
+        let link =
+            Netlink::connect()?.link(&self.interface.name)?.filter(|link| link.index == self.interface.index);
         Ok(vec![match link {
             Some(link) if link.up => LinkEvent::Up { mtu: link.mtu },
             Some(link) => LinkEvent::Down { mtu: link.mtu },
@@ -112,7 +113,7 @@ impl Link<'_> {
             LinkEvent::Down { .. } => self.set_up(false, crew),
             LinkEvent::Overrun => {}
             LinkEvent::Deleted => {
-                tracing::warn!("{} was deleted: ending", self.name);
+                tracing::warn!("{} was deleted: ending", self.interface.name);
                 return true;
             }
         }
@@ -120,10 +121,19 @@ impl Link<'_> {
     }
 
     fn set_up(&mut self, up: bool, crew: &Crew) {
-        if self.up != up {
-            tracing::info!("{} is {}", self.name, if up { "up: resuming" } else { "down: pausing" });
-            self.up = up;
-            crew.set_paused(!up);
+        if self.up == up {
+            return;
         }
+        self.up = up;
+        let name = &self.interface.name;
+        if up {
+            tracing::info!("{name} is up: resuming");
+            if let Err(error) = self.interface.restore() {
+                tracing::warn!("{name} came up without all its addresses and routes: {error:#}");
+            }
+        } else {
+            tracing::info!("{name} is down: pausing");
+        }
+        crew.set_paused(!up);
     }
 }
