@@ -33,9 +33,10 @@ fn failure(reason: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn start(config: DeviceConfig, log_level: tracing::Level) -> ExitCode {
+fn start(mut config: DeviceConfig, log_level: tracing::Level) -> ExitCode {
     // In a container process 1 is the container: it must not end while the tunnel runs.
-    if config.foreground || Pid::this() == Pid::from_raw(1) {
+    config.foreground |= Pid::this() == Pid::from_raw(1);
+    if config.foreground {
         return match run(config, log_level, || {}) {
             Ok(()) => ExitCode::SUCCESS,
             Err(reason) => failure(&reason),

@@ -45,7 +45,7 @@ pub struct DeviceConfig {
     pub plaintext: bool,
     /// Which kernel offloads may be used where the kernel has them.
     pub offloads: Offloads,
-    /// Print statistics this often; `None` prints them only at exit.
+    /// Print statistics this often; `None` prints them only at exit, and in the background not at all.
     pub stats_interval: Option<Duration>,
     /// Whether worker N stays on the Nth core we may run on.
     pub pin: PinChoice,

@@ -53,6 +53,15 @@ pub fn print_error(text: &str) {
     write_if_room(io::stderr().as_fd(), line.as_bytes(), LAST_WORDS_PATIENCE_MS);
 }
 
+/// Writes the lines of `text` to standard error, without waiting for a reader that does not read.
+pub fn print_lines(text: &str) {
+    for line in text.split_inclusive('\n') {
+        if !write_if_room(io::stderr().as_fd(), line.as_bytes(), PATIENCE_MS) {
+            return;
+        }
+    }
+}
+
 /// Standard error as a writer that loses what does not fit.
 #[derive(Default)]
 struct LossyStderr {

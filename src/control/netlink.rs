@@ -125,11 +125,25 @@ impl Netlink {
     pub fn link(&mut self, name: &str) -> Result<Option<Link>, NetlinkError> {
         let mut question = LinkMessage::default();
         question.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        self.look_up(question, format!("link {name:?}"))
+    }
+
+    /// Looks up an interface by index; `None` if there is none.
+    ///
+    /// # Errors
+    /// As [`Netlink::link`].
+    pub fn link_by_index(&mut self, index: u32) -> Result<Option<Link>, NetlinkError> {
+        let mut question = LinkMessage::default();
+        question.header.index = index;
+        self.look_up(question, format!("link {index}"))
+    }
+
+    fn look_up(&mut self, question: LinkMessage, object: String) -> Result<Option<Link>, NetlinkError> {
         match self.ask(RouteNetlinkMessage::GetLink(question), 0) {
             Ok(RouteNetlinkMessage::NewLink(link)) => Ok(Some(read_link(&link))),
             Ok(other) => Err(NetlinkError::Answer(format!("{other:?} to RTM_GETLINK"))),
             Err(Refusal::Kernel(Errno::ENODEV, _)) => Ok(None),
-            Err(refusal) => Err(refusal.about(format!("link {name:?}"), "look up".into())),
+            Err(refusal) => Err(refusal.about(object, "look up".into())),
         }
     }
 

@@ -51,7 +51,7 @@ pub fn superpacket<B: DerefMut<Target = [u8]>>(
     buffer: &mut [u8],
     bytes: usize,
     resume: Option<usize>,
-    now: Time,
+    read_at: Time,
     view: &View,
     trains: &mut Trains<B, PeerIndex>,
     counters: &WorkerCounters,
@@ -76,13 +76,18 @@ pub fn superpacket<B: DerefMut<Target = [u8]>>(
             return Progress::Done;
         }
     };
-    if let Some(train) = cut_in_place(buffer, &split, peer, view.encap) {
-        return Progress::Train(train);
+    match cut_in_place(buffer, &split, peer, view.encap) {
+        Ok(Some(train)) => return Progress::Train(train),
+        Ok(None) => {}
+        Err(reason) => {
+            counters.count_drop(reason, split.count() as u64);
+            return Progress::Done;
+        }
     }
     let packet = &buffer[packet];
     for index in resume.unwrap_or(0)..split.count() {
         let segment_bytes = split.segment_bytes(index);
-        let Some(mut place) = trains.reserve(peer, view.encap.datagram_bytes(segment_bytes), now) else {
+        let Some(mut place) = trains.reserve(peer, view.encap.datagram_bytes(segment_bytes), read_at) else {
             return Progress::Blocked(index);
         };
         split.emit(packet, index, &mut place.bytes()[view.encap.packet_range(segment_bytes)]);
@@ -94,28 +99,43 @@ pub fn superpacket<B: DerefMut<Target = [u8]>>(
     Progress::Done
 }
 
-/// Cuts and seals a superpacket within its buffer, if there is room.
-fn cut_in_place(buffer: &mut [u8], split: &Split, peer: PeerIndex, encap: Encap) -> Option<InPlace> {
+/// Cuts and seals a superpacket within its buffer; `None`, and nothing done, if it is none or there is no room.
+fn cut_in_place(
+    buffer: &mut [u8],
+    split: &Split,
+    peer: PeerIndex,
+    encap: Encap,
+) -> Result<Option<InPlace>, DropReason> {
     let full = split.full_segment_bytes();
     let stride = encap.datagram_bytes(full);
     let lead = encap.packet_range(full).start;
     if !split.spread(buffer, VNET_HDR_BYTES, stride) {
-        return None;
+        return Ok(None);
     }
     let start = VNET_HDR_BYTES - lead;
     let last = split.count() - 1;
     let bytes = last * stride + encap.datagram_bytes(split.segment_bytes(last));
     let datagrams = split.count() as u16;
     for datagram in buffer[start..start + bytes].chunks_mut(stride) {
-        encap.seal(datagram).ok()?;
+        encap.seal(datagram)?;
     }
-    Some(InPlace { peer, start: start as u32, bytes: bytes as u32, segment_bytes: stride as u16, datagrams })
+    Ok(Some(InPlace {
+        peer,
+        start: start as u32,
+        bytes: bytes as u32,
+        segment_bytes: stride as u16,
+        datagrams,
+    }))
 }
 
 /// Reads the headers once, before anything is cut; tells where in `read` the packet lies.
 fn parse(read: &[u8]) -> Result<(Range<usize>, IpView, Split), DropReason> {
     let (vnet, packet) = VnetHdr::parse(read).map_err(reason)?;
     let ip = IpView::parse(packet).map_err(reason)?;
+    // An IPv6 packet may claim 40 bytes more; no datagram carries that, and no train would ever take it.
+    if ip.total_bytes > u16::MAX.into() {
+        return Err(DropReason::OutMalformed);
+    }
     let packet = &packet[..ip.total_bytes as usize];
     let split = Split::plan(&vnet, packet, &ip).map_err(reason)?;
     Ok((VNET_HDR_BYTES..VNET_HDR_BYTES + packet.len(), ip, split))

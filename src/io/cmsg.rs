@@ -114,7 +114,9 @@ impl ReceiveControl {
                 self.to = Some(Ipv4Addr::from(field::<4>(data, 4)).into());
             }
             (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) if data.len() >= 16 => {
-                self.to = Some(Ipv6Addr::from(field::<16>(data, 0)).into());
+                // A group is nobody's source address.
+                let to = Ipv6Addr::from(field::<16>(data, 0));
+                self.to = (!to.is_multicast()).then_some(to.into());
             }
             (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) if data.len() >= 16 => {
                 let seconds = u64::from_ne_bytes(field(data, 0));

@@ -36,7 +36,7 @@ const _: () = assert!(PAYLOAD_START.is_multiple_of(64));
 const _: () = assert!(PAYLOAD_START + 65_535 <= super::lease::BUFFER_BYTES);
 
 /// A head and one range per segment.
-const IOVECS_MAX: usize = SEGMENTS_MAX + 2;
+const IOVECS_MAX: usize = SEGMENTS_MAX + 1;
 
 /// The memory one operation points at: argument (O) in [`super`].
 pub(super) struct OperationMemory {
@@ -46,9 +46,6 @@ pub(super) struct OperationMemory {
     head: [u8; HEAD_BYTES_MAX],
     iovecs: [libc::iovec; IOVECS_MAX],
 }
-
-// SAFETY: the pointers inside are written anew before each use and never read by us.
-unsafe impl std::marker::Send for OperationMemory {}
 
 impl OperationMemory {
     pub fn new() -> OperationMemory {

@@ -90,10 +90,8 @@ impl Ring {
     pub unsafe fn push(&mut self, entry: &squeue::Entry, enters: &mut u64) -> io::Result<()> {
         // SAFETY: passed on to our caller.
         while unsafe { self.submissions.push(entry) }.is_err() {
-            self.submissions.sync();
             *enters += 1;
-            self.submitter.submit()?;
-            self.submissions.sync();
+            self.enter(0, None)?;
         }
         Ok(())
     }
@@ -101,7 +99,7 @@ impl Ring {
     /// Submits what is queued and waits for `want` completions, or until `timeout`.
     ///
     /// # Errors
-    /// Never EINTR, ETIME or EBUSY: those end the wait like a completion does.
+    /// Never EINTR, ETIME, EBUSY or EAGAIN: those end the wait like a completion does.
     pub fn enter(&mut self, want: u32, timeout: Option<Span>) -> io::Result<()> {
         self.submissions.sync();
         let entered = match timeout {
@@ -255,7 +253,7 @@ impl BufferRing {
 
 impl Drop for BufferRing {
     fn drop(&mut self) {
-        // SAFETY: mapped in `register`; the ring that used it is gone (field order in the driver).
+        // SAFETY: mapped in `register` and used by nobody else here; the kernel holds the pages of a ring that lives on.
         let _ = unsafe { munmap(self.entries.cast(), self.mapped_bytes.get()) };
     }
 }

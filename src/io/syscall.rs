@@ -24,6 +24,9 @@ const TUN_BUFFERS: u16 = 16;
 const RECEIVE_BUFFERS: u16 = 16;
 const SEND_BUFFERS: u16 = 16;
 
+/// Busy turns between two looks at which other devices have become ready.
+const TURNS_PER_POLL: u32 = 4;
+
 /// What an epoll event belongs to, and the index of its flag in `ready`.
 const TUN: usize = 0;
 const V4: usize = 1;
@@ -43,6 +46,8 @@ pub struct Syscall {
     memory: Box<OperationMemory>,
     /// Edge-triggered: set by an event, cleared by EAGAIN.
     ready: [bool; 4],
+    turns_since_poll: u32,
+    v6_first: bool,
     now: Time,
     effort: Effort,
 }
@@ -83,6 +88,8 @@ impl Syscall {
             queued: Vec::new(),
             memory: Box::new(OperationMemory::new()),
             ready: [true; 4],
+            turns_since_poll: 0,
+            v6_first: false,
             now: clock::now(),
             effort: Effort::default(),
         })
@@ -178,6 +185,7 @@ impl Syscall {
                 EpollTimeout::try_from(millis.min(60_000) as u32).unwrap_or(EpollTimeout::ZERO)
             }
         };
+        self.turns_since_poll = 0;
         let mut events = [EpollEvent::empty(); 4];
         self.effort.enters += 1;
         match self.epoll.wait(&mut events, timeout) {
@@ -190,8 +198,11 @@ impl Syscall {
 
     fn read_ready(&mut self, done: &mut Vec<Completion>) {
         self.read_tun(done);
-        self.receive(V4, done);
-        self.receive(V6, done);
+        // Both families share the buffers: take turns at being first.
+        self.v6_first = !self.v6_first;
+        let [first, second] = if self.v6_first { [V6, V4] } else { [V4, V6] };
+        self.receive(first, done);
+        self.receive(second, done);
         if std::mem::take(&mut self.ready[WAKE]) {
             self.waker.clear();
             done.push(Completion::Woken);
@@ -232,10 +243,14 @@ impl Driver for Syscall {
         self.carry_out_queued(done);
         self.now = clock::now();
         self.read_ready(done);
+        self.turns_since_poll += 1;
         if done.is_empty() {
             self.poll(wait)?;
             self.now = clock::now();
             self.read_ready(done);
+        } else if self.turns_since_poll >= TURNS_PER_POLL {
+            // A device that is always ready must not keep us from hearing of the others.
+            self.poll(Wait::Not)?;
         }
         Ok(())
     }

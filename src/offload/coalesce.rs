@@ -42,7 +42,7 @@ pub const HEAD_BYTES_MAX: usize = VNET_HDR_BYTES + 60 + 60;
 pub struct Gather {
     head: [u8; HEAD_BYTES_MAX],
     head_bytes: u8,
-    /// The ranges that follow the head, in order. At most [`SEGMENTS_MAX`] + 1.
+    /// The ranges that follow the head, in order. At most [`SEGMENTS_MAX`].
     pub parts: Vec<Part>,
     /// How many IP packets it carries.
     pub packets: u16,
@@ -88,6 +88,7 @@ pub struct Merge {
 #[derive(Debug)]
 pub struct Coalescer {
     merge: Merge,
+    udp_segments_max: usize,
     entries: Vec<Entry>,
     spare_parts: Vec<Vec<Part>>,
 }
@@ -95,7 +96,13 @@ pub struct Coalescer {
 impl Coalescer {
     /// An empty coalescer.
     pub fn new(merge: Merge) -> Coalescer {
-        Coalescer { merge, entries: Vec::new(), spare_parts: Vec::new() }
+        Coalescer { merge, udp_segments_max: SEGMENTS_MAX, entries: Vec::new(), spare_parts: Vec::new() }
+    }
+
+    /// For kernels that take fewer than [`SEGMENTS_MAX`] datagrams in one superpacket.
+    pub fn with_udp_segments_max(mut self, segments_max: u16) -> Coalescer {
+        self.udp_segments_max = SEGMENTS_MAX.min(segments_max.into());
+        self
     }
 
     /// Writes it will come to so far.
@@ -120,7 +127,11 @@ impl Coalescer {
         let mut leads = None;
         if let Some(segment) = segment {
             let newest = if segment.joins { self.newest_of_flow(ip, segment.flow) } else { None };
-            let fits = newest.filter(|index| self.entries[*index].fits(packet, &segment));
+            let segments_max = if ip.protocol == PROTOCOL_UDP { self.udp_segments_max } else { SEGMENTS_MAX };
+            let fits = newest.filter(|index| {
+                let entry = &self.entries[*index];
+                usize::from(entry.gather.packets) < segments_max && entry.fits(packet, &segment)
+            });
             if (fits.is_some() || segment.leads) && segment.verifies(packet, ip) {
                 if let Some(index) = fits {
                     self.entries[index].join(packet, &segment, place);
@@ -342,7 +353,6 @@ impl Entry {
         if segment.payload_bytes > run.payload_bytes_per_segment
             || segment.header_bytes != run.header_bytes
             || total_bytes > SUPERPACKET_BYTES_MAX
-            || self.gather.packets as usize >= SEGMENTS_MAX
         {
             return false;
         }

@@ -3,7 +3,7 @@
 //! It sleeps until a worker hands over a recorder, the interval ends, or it is told to stop. Workers never wait for it.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -21,47 +21,43 @@ pub struct StatsHandle {
     thread: JoinHandle<Summary>,
     /// Nothing is ever sent: closing the channel tells the thread to stop.
     stop: Sender<()>,
-    /// Whether to print the summary.
-    print: bool,
 }
 
-/// Starts the thread. It prints to standard error every `interval`, or only collects if there is none; `summary` says
-/// whether it prints the whole run's numbers at the end.
+/// Where and how often the thread reports.
+#[derive(Clone, Copy, Debug)]
+pub struct Report {
+    /// The interval.
+    pub every: Duration,
+    /// Takes one block of lines; must not wait for a reader that does not read.
+    pub print: fn(&str),
+}
+
+/// Starts the thread. It reports every interval, or only collects if no `report` is asked for.
 ///
 /// # Errors
 /// The operating system gives us no thread.
 pub fn spawn(
     counters: Vec<Arc<WorkerCounters>>,
     inbox: Receiver<Full>,
-    interval: Option<Duration>,
-    summary: bool,
+    report: Option<Report>,
 ) -> io::Result<StatsHandle> {
     let (stop, stopped) = bounded(0);
     let thread = std::thread::Builder::new()
         .name("stats".into())
-        .spawn(move || Collector::new(counters).run(inbox, interval, &stopped))?;
-    Ok(StatsHandle { thread, stop, print: summary })
+        .spawn(move || Collector::new(counters).run(inbox, report, &stopped))?;
+    Ok(StatsHandle { thread, stop })
 }
 
 impl StatsHandle {
-    /// Takes in what the workers flushed, ends the thread, and returns the summary of the whole run. Prints it too if
-    /// that was asked for. Call it when the workers have ended, so that the numbers are final.
+    /// Takes in what the workers flushed, ends the thread, and returns the summary of the whole run. Call it when the
+    /// workers have ended, so that the numbers are final.
     pub fn stop(self) -> Summary {
         drop(self.stop);
-        let summary = match self.thread.join() {
+        match self.thread.join() {
             Ok(summary) => summary,
             Err(panic) => std::panic::resume_unwind(panic),
-        };
-        if self.print {
-            print(&summary);
         }
-        summary
     }
-}
-
-/// Writes to standard error. Statistics nobody can read are no reason to stop.
-fn print(block: &impl fmt::Display) {
-    let _ = io::stderr().lock().write_all(block.to_string().as_bytes());
 }
 
 /// Latencies of both directions added up over workers and seconds.
@@ -122,13 +118,8 @@ impl Collector {
         }
     }
 
-    fn run(
-        mut self,
-        mut inbox: Receiver<Full>,
-        interval: Option<Duration>,
-        stopped: &Receiver<()>,
-    ) -> Summary {
-        let ticks = interval.map_or_else(never, tick);
+    fn run(mut self, mut inbox: Receiver<Full>, report: Option<Report>, stopped: &Receiver<()>) -> Summary {
+        let ticks = report.map_or_else(never, |report| tick(report.every));
         let mut last_tick = None;
         loop {
             select! {
@@ -138,11 +129,11 @@ impl Collector {
                     Err(_) => inbox = never(),
                 },
                 recv(ticks) -> tick => {
-                    let Ok(now) = tick else { continue };
+                    let (Ok(now), Some(report)) = (tick, report) else { continue };
                     // A late tick covers more than one interval: divide by the time that really passed.
-                    let elapsed = last_tick.map_or(interval.unwrap_or_default(), |last| now - last);
+                    let elapsed = last_tick.map_or(report.every, |last| now - last);
                     last_tick = Some(now);
-                    print(&self.end_interval(elapsed));
+                    (report.print)(&self.end_interval(elapsed).to_string());
                 }
                 recv(stopped) -> _ => break,
             }
@@ -290,7 +281,7 @@ mod tests {
     fn what_the_workers_flushed_before_the_stop_is_in_the_summary() {
         let workers = vec![Arc::new(WorkerCounters::default()), Arc::new(WorkerCounters::default())];
         let (outbox, inbox) = channel(workers.len());
-        let stats = spawn(workers.clone(), inbox, None, false).unwrap();
+        let stats = spawn(workers.clone(), inbox, None).unwrap();
         for worker in &workers {
             let mut reporter = LatencyReporter::new(outbox.clone(), Time::default());
             worker.out_packets.add(45);
@@ -308,7 +299,7 @@ mod tests {
     #[test]
     fn the_thread_gives_recorders_back_while_it_runs() {
         let (outbox, inbox) = channel(1);
-        let stats = spawn(vec![Arc::default()], inbox, None, false).unwrap();
+        let stats = spawn(vec![Arc::default()], inbox, None).unwrap();
         let mut reporter = LatencyReporter::new(outbox, Time::default());
         let mut now = Time::default();
         let mut recorded = 0;
@@ -330,7 +321,7 @@ mod tests {
     #[test]
     fn the_thread_outlives_its_workers_until_it_is_stopped() {
         let (outbox, inbox) = channel(1);
-        let stats = spawn(vec![Arc::default()], inbox, None, false).unwrap();
+        let stats = spawn(vec![Arc::default()], inbox, None).unwrap();
         drop(outbox);
         assert_eq!(stats.stop().totals, Totals::default());
     }

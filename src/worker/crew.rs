@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use super::data::{DataWorker, End, Flags, Parts};
 use super::device::Device;
 use crate::control::config::{CORES_TO_PIN, DeviceConfig, IoChoice, PinChoice};
+use crate::control::logging;
 use crate::io::clock;
 use crate::io::driver::Driver;
 use crate::io::features::io_uring_refusal;
@@ -23,7 +24,7 @@ use crate::io::wake::Waker;
 use crate::offload::coalesce::Merge;
 use crate::stats::counters::WorkerCounters;
 use crate::stats::latency::{self, LatencyReporter};
-use crate::stats::thread::{self, StatsHandle};
+use crate::stats::thread::{self, Report, StatsHandle};
 
 /// Which driver the workers use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,7 @@ pub struct Crew {
     /// Rings when a worker ended.
     bell: Waker,
     stats: StatsHandle,
+    print_summary: bool,
 }
 
 /// Starts the stats thread and one worker per queue, and waits until every worker is set up.
@@ -58,19 +60,25 @@ pub fn start(device: Device, config: &DeviceConfig) -> anyhow::Result<Crew> {
     let count = device.queues.len();
     let counters: Vec<_> = (0..count).map(|_| Arc::new(WorkerCounters::default())).collect();
     let (outbox, inbox) = latency::channel(count);
-    let summary = config.foreground || config.stats_interval.is_some();
-    let stats =
-        thread::spawn(counters.clone(), inbox, config.stats_interval, summary).context("no stats thread")?;
+    let report = config.stats_interval.map(|every| Report { every, print: logging::print_lines });
+    let stats = thread::spawn(counters.clone(), inbox, report).context("no stats thread")?;
     let flags = Arc::new(Flags::default());
     let view = Arc::new(device.view);
     let merge = Merge { tcp: device.offloads.tso, udp: device.offloads.uso };
     let cores = cores_to_pin(config.pin, count);
     let bell = Waker::new().context("no doorbell for the main thread")?;
     let (ends_in, ends) = bounded(count);
+    let mut crew = Crew {
+        flags: flags.clone(),
+        wakers: Vec::new(),
+        threads: Vec::new(),
+        ends,
+        bell,
+        stats,
+        print_summary: config.foreground || config.stats_interval.is_some(),
+    };
     let (started_in, started) = bounded(count);
-    let mut crew = Crew { flags: flags.clone(), wakers: Vec::new(), threads: Vec::new(), ends, bell, stats };
-    for (index, (devices, counters)) in device.queues.into_iter().zip(counters).enumerate() {
-        let waker = Waker::new().context("no doorbell for a worker")?;
+    let jobs = device.queues.into_iter().zip(counters).enumerate().map(|(index, (devices, counters))| {
         let parts = Parts {
             view: view.clone(),
             train_segments_max: device.train_segments_max,
@@ -79,24 +87,17 @@ pub fn start(device: Device, config: &DeviceConfig) -> anyhow::Result<Crew> {
             latency: LatencyReporter::new(outbox.clone(), clock::now()),
             flags: flags.clone(),
         };
-        let job = Job {
-            kind,
-            devices,
-            waker: waker.clone(),
-            parts,
-            core: (!cores.is_empty()).then(|| cores[index % cores.len()]),
-            started: started_in.clone(),
-            farewell: Farewell { ended: None, ends: ends_in.clone(), bell: crew.bell.clone() },
-        };
-        crew.wakers.push(waker);
-        let spawned = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || job.run());
-        crew.threads.push(spawned.with_context(|| format!("no thread for worker {index}"))?);
-    }
+        let farewell = Farewell { ended: None, ends: ends_in.clone(), bell: crew.bell.clone() };
+        let core = (!cores.is_empty()).then(|| cores[index % cores.len()]);
+        let waker = Waker::new().context("no doorbell for a worker")?;
+        Ok(Job { kind, devices, waker, parts, core, started: started_in.clone(), farewell })
+    });
+    let jobs: Vec<anyhow::Result<Job>> = jobs.collect();
     drop(started_in);
-    let outcome = wait_until_started(&started, count);
-    match outcome {
+    match crew.hire(jobs).and_then(|()| wait_until_started(&started, count)) {
         Ok(()) => Ok(crew),
         Err(error) => {
+            crew.print_summary = false;
             let _ = crew.stop();
             Err(error)
         }
@@ -145,6 +146,17 @@ fn refusal(error: &io::Error) -> String {
 }
 
 impl Crew {
+    fn hire(&mut self, jobs: Vec<anyhow::Result<Job>>) -> anyhow::Result<()> {
+        for (index, job) in jobs.into_iter().enumerate() {
+            let job = job?;
+            self.wakers.push(job.waker.clone());
+            let spawned =
+                std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || job.run());
+            self.threads.push(spawned.with_context(|| format!("no thread for worker {index}"))?);
+        }
+        Ok(())
+    }
+
     /// Becomes readable when a worker ended.
     pub fn bell(&self) -> &Waker {
         &self.bell
@@ -171,7 +183,11 @@ impl Crew {
             // A panic was already reported by the worker's farewell.
             let _ = thread.join();
         }
-        if let Err(imbalance) = self.stats.stop().totals.check_drained() {
+        let summary = self.stats.stop();
+        if self.print_summary {
+            logging::print_lines(&summary.to_string());
+        }
+        if let Err(imbalance) = summary.totals.check_drained() {
             tracing::warn!("packets unaccounted for: {imbalance}");
         }
         match self.ends.try_iter().find_map(Result::err) {
@@ -188,7 +204,7 @@ struct Job {
     waker: Waker,
     parts: Parts,
     core: Option<CoreId>,
-    started: Sender<Result<(), String>>,
+    started: Started,
     farewell: Farewell,
 }
 
@@ -203,44 +219,41 @@ impl Job {
         // A ring belongs to the thread that makes it.
         let ended = match kind {
             DriverKind::Uring { demanded } => match Uring::new(devices, waker) {
-                Ok(driver) => work(driver, parts, &started),
-                Err(refused) if demanded => driver_failed(refused.error),
+                Ok(driver) => work(driver, parts, started),
+                Err(refused) if demanded => driver_failed(refused.error, started),
                 // One ring was to be had, but not one for each worker: locked memory or descriptors ran out.
                 Err(Refused { error, devices, waker }) => {
                     tracing::warn!("{}; a worker uses plain system calls", refusal(&error));
-                    work_with_system_calls(devices, waker, parts, &started)
+                    work_with_system_calls(devices, waker, parts, started)
                 }
             },
-            DriverKind::Syscall => work_with_system_calls(devices, waker, parts, &started),
+            DriverKind::Syscall => work_with_system_calls(devices, waker, parts, started),
         };
-        if let Err(reason) = &ended {
-            // Heard only while the crew is being started.
-            let _ = started.try_send(Err(reason.clone()));
-        }
         farewell.ended = Some(ended);
     }
 }
 
-fn driver_failed(error: io::Error) -> Ended {
-    Err(format!("cannot set up a worker's driver: {error}; raise `ulimit -l` and `ulimit -n`"))
+type Started = Sender<Result<(), String>>;
+
+fn driver_failed(error: io::Error, started: Started) -> Ended {
+    let reason = format!("cannot set up a worker's driver: {error}; raise `ulimit -l` and `ulimit -n`");
+    let _ = started.try_send(Err(reason.clone()));
+    Err(reason)
 }
 
-fn work_with_system_calls(
-    devices: Devices,
-    waker: Waker,
-    parts: Parts,
-    started: &Sender<Result<(), String>>,
-) -> Ended {
+fn work_with_system_calls(devices: Devices, waker: Waker, parts: Parts, started: Started) -> Ended {
     match Syscall::new(devices, waker) {
         Ok(driver) => work(driver, parts, started),
-        Err(error) => driver_failed(error),
+        Err(error) => driver_failed(error, started),
     }
 }
 
-fn work<D: Driver>(driver: D, parts: Parts, started: &Sender<Result<(), String>>) -> Ended {
+/// Says that it started, then works. The crew waits for one message per worker and there is room for all; a worker that
+/// panics before closes its end of the channel.
+fn work<D: Driver>(driver: D, parts: Parts, started: Started) -> Ended {
     let mut worker = DataWorker::new(driver, parts);
-    // The crew waits for one message per worker and there is room for all.
     let _ = started.try_send(Ok(()));
+    drop(started);
     worker.run().map_err(|error| format!("a worker failed: {error}"))
 }
 

@@ -28,11 +28,13 @@ use crate::time::{Span, Time};
 /// How long a stopping worker waits for what is under way. Sends and writes complete within one turn; this is for the
 /// case that they do not.
 const DRAIN_TIME: Span = Span::from_millis(200);
-/// How long trains stay forbidden to a peer whose path was too narrow for them, before we try again. As long as the
-/// kernel remembers a path MTU (net.ipv4.route.mtu_expires).
-const NARROW_TIME: Span = Span::from_secs(600);
+/// How long a refused train is remembered. As long as the kernel remembers a path MTU (net.ipv4.route.mtu_expires).
+const REFUSED_TIME: Span = Span::from_secs(600);
 
 /// What the supervisor and its workers share.
+///
+/// Relaxed throughout: the doorbell that wakes a worker orders what was written before it rang, and nothing else hangs
+/// on these.
 #[derive(Debug, Default)]
 pub struct Flags {
     /// Finish what was read, then end.
@@ -77,7 +79,7 @@ pub struct DataWorker<D> {
     latency: LatencyReporter,
     flags: Arc<Flags>,
     completions: Vec<Completion>,
-    /// TUN reads that wait for a send buffer, and the segment each goes on with.
+    /// TUN reads on their way; those that need a send buffer may have to wait for one.
     backlog: VecDeque<TunRead>,
     /// What was learned of each peer's path.
     paths: Vec<Path>,
@@ -91,20 +93,47 @@ pub struct DataWorker<D> {
 struct Path {
     /// The address of ours that the peer last sent to: answers leave from there.
     local: Option<IpAddr>,
-    /// Trains of datagrams this long or longer were too long for the path, and until when we believe it.
-    too_long: Option<(u16, Time)>,
+    /// Which trains the kernel refuses to send there.
+    refused: Option<Refused>,
+}
+
+/// Trains that are not worth trying for a while.
+#[derive(Clone, Copy, Debug)]
+struct Refused {
+    /// Of datagrams at least this long.
+    segment_bytes: u16,
+    /// Of more datagrams than this.
+    segments_max: u16,
+    until: Time,
 }
 
 impl Path {
-    /// Whether trains of `segment_bytes` may be offered.
-    fn takes_trains(&self, segment_bytes: u16, now: Time) -> bool {
-        self.too_long.is_none_or(|(bytes, until)| segment_bytes < bytes || now >= until)
+    /// Datagrams of `segment_bytes` that one send may carry, of `segments_max` that the kernel takes at all.
+    fn segments_max(&self, segment_bytes: u16, segments_max: u16, now: Time) -> u16 {
+        match self.refused {
+            Some(refused) if now < refused.until && segment_bytes >= refused.segment_bytes => {
+                refused.segments_max.min(segments_max)
+            }
+            _ => segments_max,
+        }
+    }
+}
+
+impl Refused {
+    /// What the refusal of a train says. Older kernels take 64 datagrams; else the datagrams are too long for the path
+    /// (EMSGSIZE, before Linux 6.13 EINVAL; single ones may be fragmented) or its device does not cut (EIO).
+    fn of(train: &Send, error: Errno, now: Time) -> Refused {
+        let too_many = error == Errno::EINVAL && train.datagrams > TRAIN_SEGMENTS_SAFE;
+        let segments_max = if too_many { TRAIN_SEGMENTS_SAFE } else { 1 };
+        let segment_bytes = if too_many || error == Errno::EIO { 0 } else { train.segment_bytes };
+        Refused { segment_bytes, segments_max, until: now + REFUSED_TIME }
     }
 }
 
 struct TunRead {
     lease: Lease,
     bytes: usize,
+    at: Time,
     resume: Option<usize>,
 }
 
@@ -117,7 +146,9 @@ impl<D: Driver> DataWorker<D> {
             view: parts.view,
             trains: Trains::new(limits(parts.train_segments_max)),
             train_segments_max: parts.train_segments_max,
-            coalescer: Coalescer::new(parts.merge),
+            // One probe tells both: what the kernel cuts and what it takes joined (linux/udp.h UDP_MAX_SEGMENTS).
+            coalescer: Coalescer::new(parts.merge)
+                .with_udp_segments_max(parts.train_segments_max.max(TRAIN_SEGMENTS_SAFE)),
             counters: parts.counters,
             latency: parts.latency,
             flags: parts.flags,
@@ -173,7 +204,7 @@ impl<D: Driver> DataWorker<D> {
         let now = self.driver.now();
         for completion in completions.drain(..) {
             match completion {
-                Completion::TunRead { lease, bytes } => self.on_tun_read(lease, bytes as usize),
+                Completion::TunRead { lease, bytes } => self.on_tun_read(lease, bytes as usize, now),
                 Completion::Received { lease, received } => self.on_received(lease, &received),
                 Completion::Sent { send, result } => self.on_sent(send, result, now),
                 Completion::Written { gather, result } => self.on_written(gather, result, now),
@@ -183,17 +214,17 @@ impl<D: Driver> DataWorker<D> {
             }
         }
         self.completions = completions;
-        self.fill_trains(now);
+        self.fill_trains();
         self.flush_writes();
         self.flush_trains(now);
         self.latency.tick(now);
         Ok(())
     }
 
-    /// Outbound, step 1: a read waits its turn for a send buffer, which mostly comes at once.
-    pub fn on_tun_read(&mut self, lease: Lease, bytes: usize) {
+    /// Outbound, step 1: reads go their way in order at the end of the turn.
+    pub fn on_tun_read(&mut self, lease: Lease, bytes: usize, now: Time) {
         self.counters.tun_reads.add(1);
-        self.backlog.push_back(TunRead { lease, bytes, resume: None });
+        self.backlog.push_back(TunRead { lease, bytes, at: now, resume: None });
     }
 
     /// Inbound, step 1.
@@ -222,7 +253,7 @@ impl<D: Driver> DataWorker<D> {
     }
 
     /// Outbound, steps 2 to 7, for every read that a buffer can be found for.
-    fn fill_trains(&mut self, now: Time) {
+    fn fill_trains(&mut self) {
         while let Some(mut read) = self.backlog.pop_front() {
             if self.trains.spare() == 0
                 && let Some(buffer) = self.driver.send_buffer()
@@ -230,10 +261,10 @@ impl<D: Driver> DataWorker<D> {
                 self.trains.give(buffer);
             }
             let DataWorker { view, trains, counters, .. } = self;
-            let TunRead { lease, bytes, resume } = &mut read;
-            match outbound::superpacket(lease, *bytes, *resume, now, view, trains, counters) {
+            let TunRead { lease, bytes, at, resume } = &mut read;
+            match outbound::superpacket(lease, *bytes, *resume, *at, view, trains, counters) {
                 Progress::Done => self.driver.lend(read.lease),
-                Progress::Train(train) => self.adopt(read.lease, train, now),
+                Progress::Train(train) => self.adopt(read.lease, train, read.at),
                 Progress::Blocked(segment) => {
                     let buffer = self.driver.send_buffer();
                     read.resume = Some(segment);
@@ -245,23 +276,25 @@ impl<D: Driver> DataWorker<D> {
         }
     }
 
-    fn adopt(&mut self, buffer: Lease, train: InPlace, now: Time) {
+    fn adopt(&mut self, buffer: Lease, train: InPlace, started: Time) {
         let InPlace { peer: to, start, bytes, segment_bytes, datagrams } = train;
-        self.trains.adopt(Train { buffer, start, to, bytes, segment_bytes, datagrams, started: now });
+        self.trains.adopt(Train { buffer, start, to, bytes, segment_bytes, datagrams, started });
     }
 
     /// Outbound, step 8.
     pub fn flush_trains(&mut self, now: Time) {
-        let DataWorker { trains, driver, view, paths, train_segments_max, in_flight, .. } = self;
+        let DataWorker { trains, driver, view, paths, train_segments_max, in_flight, counters, .. } = self;
         for train in trains.drain() {
             let Train { buffer, start, to: peer, bytes, segment_bytes, datagrams, started } = train;
-            // The walk drops packets to peers without an endpoint before they reach a train.
-            let Some(remote) = view.peers[peer as usize].endpoint else { continue };
-            let path = &paths[peer as usize];
-            let segments_max = if path.takes_trains(segment_bytes, now) { *train_segments_max } else { 1 };
-            let to = Endpoint { remote, local: path.local };
             let part = Part { slot: buffer.slot(), start, len: bytes };
             driver.lend(buffer);
+            let Some(remote) = view.peers[peer as usize].endpoint else {
+                counters.count_drop(DropReason::NoEndpoint, datagrams.into());
+                continue;
+            };
+            let path = &paths[peer as usize];
+            let segments_max = path.segments_max(segment_bytes, *train_segments_max, now);
+            let to = Endpoint { remote, local: path.local };
             let send = Send { peer, to, part, segment_bytes, datagrams, started };
             *in_flight += send_in_pieces(driver, send, segments_max);
         }
@@ -298,31 +331,12 @@ impl<D: Driver> DataWorker<D> {
         }
         if send.datagrams > 1 && train_is_refused(error) {
             self.counters.train_retries.add(1);
-            if error == Errno::EMSGSIZE {
-                // Single datagrams may be fragmented, trains not. It says nothing about other peers.
-                path.too_long = Some((send.segment_bytes, now + NARROW_TIME));
-            } else {
-                self.lower_limits(send.datagrams, error);
-            }
-            self.in_flight += send_in_pieces(&mut self.driver, send, 1);
+            let refused = Refused::of(&send, error, now);
+            path.refused = Some(refused);
+            self.in_flight += send_in_pieces(&mut self.driver, send, refused.segments_max);
             return true;
         }
         false
-    }
-
-    /// Learns from a refused train: older kernels take 64 datagrams, some devices none at all.
-    fn lower_limits(&mut self, datagrams: u16, error: Errno) {
-        let segments_max = match error {
-            Errno::EINVAL if datagrams > TRAIN_SEGMENTS_SAFE => TRAIN_SEGMENTS_SAFE,
-            _ => 1,
-        };
-        if segments_max < self.train_segments_max {
-            tracing::warn!(
-                "the kernel refuses trains of {datagrams} datagrams ({error}); at most {segments_max} now"
-            );
-            self.train_segments_max = segments_max;
-            self.trains.set_limits(limits(segments_max));
-        }
     }
 
     /// Inbound, step 8.
@@ -373,7 +387,7 @@ impl<D: Driver> DataWorker<D> {
                 }
             }
             self.completions = completions;
-            self.fill_trains(now);
+            self.fill_trains();
             self.flush_trains(now);
         }
         self.latency.flush();

@@ -30,7 +30,18 @@ pub struct Interface {
 impl Interface {
     /// What `config` wants of `tun`. Says which allowed IPs cannot be routed.
     pub fn new(tun: &Tun, config: &DeviceConfig, view: &View) -> Interface {
-        let wanted = config.route_prefixes().filter(|_| config.routes);
+        for address in &config.addresses {
+            if let Some(endpoint) = endpoint_within(*address, view) {
+                tracing::warn!(
+                    "{address} on {} contains the peer endpoint {endpoint}: without a more specific route to it the \
+                     tunnel's datagrams come back into the tunnel",
+                    tun.name
+                );
+            }
+        }
+        // The kernel routes the interface's own networks by itself.
+        let connected = |prefix: &IpNet| config.addresses.iter().any(|address| address.trunc() == *prefix);
+        let wanted = config.route_prefixes().filter(|prefix| config.routes && !connected(prefix));
         let routes = wanted.filter(|prefix| may_be_routed(*prefix, view, &tun.name)).collect();
         Interface { name: tun.name.clone(), index: tun.index, addresses: config.addresses.clone(), routes }
     }
@@ -47,8 +58,8 @@ impl Interface {
             .with_context(|| format!("cannot set the MTU of {name} to {mtu}"))?;
         if created {
             netlink.set_txqueuelen(*index, TXQUEUELEN)?;
-            limit_superpackets(&mut netlink, *index, mtu);
         }
+        limit_superpackets(&mut netlink, *index, mtu, created);
         self.add_addresses(&mut netlink)?;
         // Routes need the interface up.
         netlink.set_up(*index).with_context(|| format!("cannot set {name} up"))?;
@@ -67,16 +78,24 @@ impl Interface {
 
     fn add_addresses(&self, netlink: &mut Netlink) -> anyhow::Result<()> {
         for address in &self.addresses {
-            tolerate_existing(netlink.add_address(self.index, *address))
-                .with_context(|| format!("cannot give {address} to {}", self.name))?;
+            match netlink.add_address(self.index, *address) {
+                // An attached interface may have it already, and so may one that was down.
+                Err(NetlinkError::Exists { .. }) => {}
+                other => other.with_context(|| format!("cannot give {address} to {}", self.name))?,
+            }
         }
         Ok(())
     }
 
     fn add_routes(&self, netlink: &mut Netlink) -> anyhow::Result<()> {
         for prefix in &self.routes {
-            tolerate_existing(netlink.add_route(self.index, *prefix))
-                .with_context(|| format!("cannot route {prefix} to {}", self.name))?;
+            match netlink.add_route(self.index, *prefix) {
+                Err(NetlinkError::Exists { .. }) => tracing::warn!(
+                    "{prefix} is not routed to {}: there is a route to it already (`ip route show {prefix}`)",
+                    self.name
+                ),
+                other => other.with_context(|| format!("cannot route {prefix} to {}", self.name))?,
+            }
         }
         Ok(())
     }
@@ -99,9 +118,10 @@ fn endpoint_within(prefix: IpNet, view: &View) -> Option<SocketAddr> {
 }
 
 /// Lets the kernel build superpackets that fit one train. On a gateway it must not: a forwarded superpacket over the
-/// limit would be segmented in software, which costs more than a second train.
-fn limit_superpackets(netlink: &mut Netlink, index: u32, mtu: u16) {
-    let segments = if forwards() { u16::MAX.into() } else { (TRAIN_BYTES_MAX_V6 / u32::from(mtu)).max(1) };
+/// limit would be segmented in software, which costs more than a second train. Their size is limited in any case.
+fn limit_superpackets(netlink: &mut Netlink, index: u32, mtu: u16, created: bool) {
+    let segments =
+        if forwards() || !created { u16::MAX.into() } else { (TRAIN_BYTES_MAX_V6 / u32::from(mtu)).max(1) };
     if let Err(error) = netlink.set_gso_limits(index, segments, GSO_SIZE_MAX) {
         tracing::debug!("superpackets keep the kernel's limits: {error}");
     }
@@ -111,14 +131,6 @@ fn forwards() -> bool {
     ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"]
         .iter()
         .any(|path| std::fs::read(path).is_ok_and(|text| text.starts_with(b"1")))
-}
-
-/// An attached interface may have it already.
-fn tolerate_existing(result: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
-    match result {
-        Err(NetlinkError::Exists { .. }) => Ok(()),
-        other => other,
-    }
 }
 
 #[cfg(test)]

@@ -25,10 +25,10 @@ use crate::control::config::DeviceConfig;
 /// # Errors
 /// What the operator can help: devices, addresses, names. Also a worker that failed: then all stop.
 pub fn run(config: DeviceConfig, ready: impl FnOnce()) -> anyhow::Result<()> {
-    // Before any thread exists, so that every thread inherits the mask.
-    let signals = supervisor::block_signals().context("cannot take signals")?;
     device::raise_limits();
     let device = device::open(&config)?;
+    // Until here a signal ends us, also while a name is resolved. Before any thread exists, so that all inherit the mask.
+    let signals = supervisor::block_signals().context("cannot take signals")?;
     let interface = device.interface.clone();
     let crew = crew::start(device, &config)?;
     ready();

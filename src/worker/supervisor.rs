@@ -48,6 +48,8 @@ pub fn watch(interface: &Interface, signals: &SignalFd, crew: &Crew) -> anyhow::
         }
         news = links.events(interface.index)?;
         if news.contains(&LinkEvent::Overrun) {
+            // It may have been down and up again unseen.
+            link.up = false;
             news = link.query()?;
         }
     }
@@ -97,8 +99,7 @@ struct Link<'a> {
 impl Link<'_> {
     /// Asks for the interface's state now.
     fn query(&self) -> anyhow::Result<Vec<LinkEvent>> {
-        let link =
-            Netlink::connect()?.link(&self.interface.name)?.filter(|link| link.index == self.interface.index);
+        let link = Netlink::connect()?.link_by_index(self.interface.index)?;
         Ok(vec![match link {
             Some(link) if link.up => LinkEvent::Up { mtu: link.mtu },
             Some(link) => LinkEvent::Down { mtu: link.mtu },
@@ -111,6 +112,7 @@ impl Link<'_> {
         match event {
             LinkEvent::Up { .. } => self.set_up(true, crew),
             LinkEvent::Down { .. } => self.set_up(false, crew),
+            // Asked for before events are taken in.
             LinkEvent::Overrun => {}
             LinkEvent::Deleted => {
                 tracing::warn!("{} was deleted: ending", self.interface.name);
