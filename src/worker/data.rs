@@ -73,6 +73,8 @@ pub struct DataWorker<D> {
     driver: D,
     view: Arc<View>,
     trains: Trains<Lease, u32>,
+    /// The trains of this turn, kept for its memory.
+    ready: Vec<Train<Lease, u32>>,
     train_segments_max: u16,
     coalescer: Coalescer,
     counters: Arc<WorkerCounters>,
@@ -81,6 +83,8 @@ pub struct DataWorker<D> {
     completions: Vec<Completion>,
     /// TUN reads on their way; those that need a send buffer may have to wait for one.
     backlog: VecDeque<TunRead>,
+    /// Which trains the kernel refuses, whoever they are for.
+    refused: Option<Refused>,
     /// What was learned of each peer's path.
     paths: Vec<Path>,
     /// Sends and writes whose completion is outstanding.
@@ -107,26 +111,11 @@ struct Refused {
     until: Time,
 }
 
-impl Path {
-    /// Datagrams of `segment_bytes` that one send may carry, of `segments_max` that the kernel takes at all.
-    fn segments_max(&self, segment_bytes: u16, segments_max: u16, now: Time) -> u16 {
-        match self.refused {
-            Some(refused) if now < refused.until && segment_bytes >= refused.segment_bytes => {
-                refused.segments_max.min(segments_max)
-            }
-            _ => segments_max,
-        }
-    }
-}
-
 impl Refused {
-    /// What the refusal of a train says. Older kernels take 64 datagrams; else the datagrams are too long for the path
-    /// (EMSGSIZE, before Linux 6.13 EINVAL; single ones may be fragmented) or its device does not cut (EIO).
-    fn of(train: &Send, error: Errno, now: Time) -> Refused {
-        let too_many = error == Errno::EINVAL && train.datagrams > TRAIN_SEGMENTS_SAFE;
-        let segments_max = if too_many { TRAIN_SEGMENTS_SAFE } else { 1 };
-        let segment_bytes = if too_many || error == Errno::EIO { 0 } else { train.segment_bytes };
-        Refused { segment_bytes, segments_max, until: now + REFUSED_TIME }
+    /// Datagrams of `segment_bytes` that one send may carry, as far as this refusal goes.
+    fn segments_max(&self, segment_bytes: u16, now: Time) -> u16 {
+        let applies = now < self.until && segment_bytes >= self.segment_bytes;
+        if applies { self.segments_max } else { u16::MAX }
     }
 }
 
@@ -142,8 +131,10 @@ impl<D: Driver> DataWorker<D> {
     pub fn new(driver: D, parts: Parts) -> DataWorker<D> {
         DataWorker {
             driver,
+            refused: None,
             paths: vec![Path::default(); parts.view.peers.len()],
             view: parts.view,
+            ready: Vec::new(),
             trains: Trains::new(limits(parts.train_segments_max)),
             train_segments_max: parts.train_segments_max,
             // One probe tells both: what the kernel cuts and what it takes joined (linux/udp.h UDP_MAX_SEGMENTS).
@@ -283,21 +274,22 @@ impl<D: Driver> DataWorker<D> {
 
     /// Outbound, step 8.
     pub fn flush_trains(&mut self, now: Time) {
-        let DataWorker { trains, driver, view, paths, train_segments_max, in_flight, counters, .. } = self;
-        for train in trains.drain() {
+        let mut trains = std::mem::take(&mut self.ready);
+        trains.extend(self.trains.drain());
+        for train in trains.drain(..) {
             let Train { buffer, start, to: peer, bytes, segment_bytes, datagrams, started } = train;
             let part = Part { slot: buffer.slot(), start, len: bytes };
-            driver.lend(buffer);
-            let Some(remote) = view.peers[peer as usize].endpoint else {
-                counters.count_drop(DropReason::NoEndpoint, datagrams.into());
+            self.driver.lend(buffer);
+            let Some(remote) = self.view.peers[peer as usize].endpoint else {
+                self.counters.count_drop(DropReason::NoEndpoint, datagrams.into());
                 continue;
             };
-            let path = &paths[peer as usize];
-            let segments_max = path.segments_max(segment_bytes, *train_segments_max, now);
-            let to = Endpoint { remote, local: path.local };
+            let to = Endpoint { remote, local: self.paths[peer as usize].local };
             let send = Send { peer, to, part, segment_bytes, datagrams, started };
-            *in_flight += send_in_pieces(driver, send, segments_max);
+            let segments_max = self.segments_max(peer, segment_bytes, now);
+            self.in_flight += send_in_pieces(&mut self.driver, send, segments_max);
         }
+        self.ready = trains;
     }
 
     /// Outbound, step 9.
@@ -326,17 +318,40 @@ impl<D: Driver> DataWorker<D> {
         if send.to.local.is_some() && source_is_stale(error) {
             path.local = None;
             send.to.local = None;
-            self.in_flight += send_in_pieces(&mut self.driver, send, self.train_segments_max);
+            let segments_max = self.segments_max(send.peer, send.segment_bytes, now);
+            self.in_flight += send_in_pieces(&mut self.driver, send, segments_max);
             return true;
         }
         if send.datagrams > 1 && train_is_refused(error) {
             self.counters.train_retries.add(1);
-            let refused = Refused::of(&send, error, now);
-            path.refused = Some(refused);
-            self.in_flight += send_in_pieces(&mut self.driver, send, refused.segments_max);
+            let segments_max = self.learn_from_refusal(&send, error, now);
+            self.in_flight += send_in_pieces(&mut self.driver, send, segments_max);
             return true;
         }
         false
+    }
+
+    /// Remembers a refused train and says how many datagrams to try instead. Older kernels take 64 and some devices
+    /// cut none (EIO), whoever they are for; else they are too long for the path to this peer: EMSGSIZE, on older kernels
+    /// EINVAL. Single datagrams may be fragmented.
+    fn learn_from_refusal(&mut self, train: &Send, error: Errno, now: Time) -> u16 {
+        let until = now + REFUSED_TIME;
+        let too_many = error == Errno::EINVAL && train.datagrams > TRAIN_SEGMENTS_SAFE;
+        if too_many || error == Errno::EIO {
+            let segments_max = if too_many { TRAIN_SEGMENTS_SAFE } else { 1 };
+            self.refused = Some(Refused { segment_bytes: 0, segments_max, until });
+            return segments_max;
+        }
+        let refused = Refused { segment_bytes: train.segment_bytes, segments_max: 1, until };
+        self.paths[train.peer as usize].refused = Some(refused);
+        1
+    }
+
+    /// Datagrams of `segment_bytes` that one send to `peer` may carry.
+    fn segments_max(&self, peer: u32, segment_bytes: u16, now: Time) -> u16 {
+        let refusals = [self.refused, self.paths[peer as usize].refused];
+        let refused = refusals.iter().flatten().map(|refused| refused.segments_max(segment_bytes, now)).min();
+        self.train_segments_max.min(refused.unwrap_or(u16::MAX))
     }
 
     /// Inbound, step 8.
