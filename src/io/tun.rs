@@ -5,7 +5,6 @@
 //!
 //! Source: linux/if_tun.h, Documentation/networking/tuntap.rst, drivers/net/tun.c `tun_set_iff` and `set_offload`.
 
-use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread;
 use std::time::Duration;
@@ -37,7 +36,7 @@ const BUSY_PAUSE: Duration = Duration::from_millis(20);
 /// What to open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunRequest {
-    /// Interface name; `"uring%d"` lets the kernel choose the first free number.
+    /// Interface name, at most [`NAME_BYTES_MAX`] bytes; `"uring%d"` lets the kernel choose the first free number.
     pub name: String,
     /// Queues, 1 to [`QUEUES_MAX`]; one per worker.
     pub queues: usize,
@@ -80,45 +79,10 @@ pub struct Tun {
     pub created: bool,
 }
 
-/// Why a name cannot be an interface name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NameFault {
-    /// No character at all.
-    Empty,
-    /// More than [`NAME_BYTES_MAX`] bytes.
-    TooLong,
-    /// '/', ':', NUL or white space.
-    Character,
-    /// "." or "..".
-    Dots,
-    /// A '%' that is not one trailing "%d".
-    Pattern,
-}
-
-impl fmt::Display for NameFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            NameFault::Empty => "it is empty",
-            NameFault::TooLong => "it is longer than 15 bytes",
-            NameFault::Character => "it contains '/', ':', NUL or white space",
-            NameFault::Dots => "\".\" and \"..\" are reserved",
-            NameFault::Pattern => "'%' may only appear once, as a trailing \"%d\"",
-        })
-    }
-}
-
 /// Why a TUN could not be opened.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum TunError {
-    /// The name cannot be an interface name.
-    #[error("tun {name:?}: not an interface name: {fault}; use up to 15 characters such as \"uring0\"")]
-    Name {
-        /// As asked for.
-        name: String,
-        /// What is wrong with it.
-        fault: NameFault,
-    },
     /// A queue count outside 1..=256.
     #[error(
         "tun {name:?}: {queues} queues asked for, a TUN has 1 to {QUEUES_MAX}; lower the number of workers"
@@ -206,12 +170,19 @@ pub enum TunError {
 /// Attaches to a persistent multi-queue TUN that nobody else uses. Blocks for at most one second while a former owner
 /// lets go of the device. The interface is left as it is otherwise: up or down, its addresses, its MTU.
 ///
+/// # Panics
+/// When the name is too long: the configuration checks it.
+///
 /// # Errors
 /// [`TunError`]; nothing stays behind on an error, except the settings of a persistent device.
 ///
 /// Source: linux/if_tun.h.
 pub fn open(request: &TunRequest) -> Result<Tun, TunError> {
-    check_name(&request.name).map_err(|fault| TunError::Name { name: request.name.clone(), fault })?;
+    assert!(
+        request.name.len() <= NAME_BYTES_MAX,
+        "{:?}: the configuration's names are checked",
+        request.name
+    );
     if !(1..=QUEUES_MAX).contains(&request.queues) {
         return Err(TunError::QueueCount { name: request.name.clone(), queues: request.queues });
     }
@@ -233,24 +204,6 @@ pub fn open(request: &TunRequest) -> Result<Tun, TunError> {
     let index =
         nix::net::if_::if_nametoindex(name.as_str()).map_err(|errno| failed("if_nametoindex", errno))?;
     Ok(Tun { name, index, queues, offloads, created })
-}
-
-/// Checks what the kernel's `dev_valid_name` and `dev_alloc_name` would.
-fn check_name(name: &str) -> Result<(), NameFault> {
-    let stem = name.strip_suffix("%d").unwrap_or(name);
-    if name.is_empty() {
-        Err(NameFault::Empty)
-    } else if name.len() > NAME_BYTES_MAX {
-        Err(NameFault::TooLong)
-    } else if name == "." || name == ".." {
-        Err(NameFault::Dots)
-    } else if name.contains(|c: char| matches!(c, '/' | ':' | '\0') || c.is_whitespace()) {
-        Err(NameFault::Character)
-    } else if stem.contains('%') {
-        Err(NameFault::Pattern)
-    } else {
-        Ok(())
-    }
 }
 
 /// Attaches the first queue. Returns it with the device's real name and whether the device is new.
@@ -421,30 +374,6 @@ fn classify(link: &LinkMessage) -> Existing {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_the_kernel_would_refuse_are_refused_with_their_fault() {
-        for (name, fault) in [
-            ("", NameFault::Empty),
-            ("0123456789abcdef", NameFault::TooLong),
-            (".", NameFault::Dots),
-            ("..", NameFault::Dots),
-            ("a/b", NameFault::Character),
-            ("a b", NameFault::Character),
-            ("a\tb", NameFault::Character),
-            ("a:b", NameFault::Character),
-            ("a\0b", NameFault::Character),
-            ("a%sb", NameFault::Pattern),
-            ("%d%d", NameFault::Pattern),
-            ("a%db", NameFault::Pattern),
-            ("50%", NameFault::Pattern),
-        ] {
-            assert_eq!(check_name(name), Err(fault), "{name:?}");
-        }
-        for name in ["uring0", "uring%d", "%d", "0123456789abcde", "wg.0", "é"] {
-            assert_eq!(check_name(name), Ok(()), "{name:?}");
-        }
-    }
 
     #[test]
     fn every_step_of_the_offload_ladder_is_a_set_the_kernel_knows() {

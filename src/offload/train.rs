@@ -44,16 +44,14 @@ pub struct TrainLimits {
 impl Default for TrainLimits {
     /// What every kernel with GSO takes, over IPv4 and IPv6.
     fn default() -> TrainLimits {
-        TrainLimits { segments_max: TRAIN_SEGMENTS_SAFE, bytes_max: TRAIN_BYTES_MAX_V6 }
+        TrainLimits { segments_max: TRAIN_SEGMENTS_SAFE, bytes_max: TRAIN_BYTES_MAX }
     }
 }
 
 /// Datagrams per train that every kernel with GSO takes (linux/udp.h UDP_MAX_SEGMENTS was 64, is 128).
 pub const TRAIN_SEGMENTS_SAFE: u16 = 64;
-/// Bytes per train over IPv4 that stay one frame below 65,536 with UDP, IP and Ethernet headers.
-pub const TRAIN_BYTES_MAX_V4: u32 = 65_535 - 8 - 20 - 14;
-/// Bytes per train over IPv6, likewise.
-pub const TRAIN_BYTES_MAX_V6: u32 = 65_535 - 8 - 40 - 14;
+/// Bytes per train that stay one frame below 65,536 with UDP, IPv6 and Ethernet headers; IPv4 would allow 20 more.
+pub const TRAIN_BYTES_MAX: u32 = 65_535 - 8 - 40 - 14;
 
 /// Trains a datagram looks back at for its destination: the bound on the work per datagram.
 pub const LOOK_BACK_MAX: usize = 64;
@@ -77,16 +75,6 @@ impl<B: DerefMut<Target = [u8]>, K: Copy + Eq + Debug> Trains<B, K> {
     /// No trains and no buffers yet.
     pub fn new(limits: TrainLimits) -> Trains<B, K> {
         Trains { limits, spare: Vec::new(), building: Vec::new() }
-    }
-
-    /// The limits in force.
-    pub fn limits(&self) -> TrainLimits {
-        self.limits
-    }
-
-    /// Sets the limits from the next reservation on.
-    pub fn set_limits(&mut self, limits: TrainLimits) {
-        self.limits = limits;
     }
 
     /// Free buffers held.
@@ -140,11 +128,6 @@ impl<B: DerefMut<Target = [u8]>, K: Copy + Eq + Debug> Trains<B, K> {
             self.building[index].closed = true;
         }
         self.building.push(Building { train, closed: true });
-    }
-
-    /// Hands out the trains that can take no more, in the order they were opened. The others stay.
-    pub fn drain_closed(&mut self) -> impl Iterator<Item = Train<B, K>> + '_ {
-        self.building.extract_if(.., |building| building.closed).map(|building| building.train)
     }
 
     /// Hands out all trains in the order they were opened and holds none afterwards.
@@ -330,16 +313,5 @@ mod tests {
         assert!(trains.reserve(1, 2001, NOW).is_none());
         assert!(trains.reserve(1, 70_000, NOW).is_none());
         assert_eq!(trains.spare(), 1);
-    }
-
-    #[test]
-    fn closed_trains_can_leave_before_the_open_ones() {
-        let mut trains = trains(2, 5);
-        for (to, bytes) in [(1, 100), (2, 100), (2, 100), (1, 200), (3, 50), (3, 20)] {
-            put(&mut trains, to, bytes, 0);
-        }
-        let closed: Vec<_> = trains.drain_closed().map(|train| (train.to, train.bytes)).collect();
-        assert_eq!(closed, [(1, 100), (2, 200), (3, 70)]);
-        assert_eq!(shape(&mut trains), [(1, 1, 200, 200)]);
     }
 }

@@ -244,7 +244,9 @@ impl fmt::Display for Summary {
                 percentiles(self.latencies.of(direction)),
                 self.totals.in_flight(direction),
             )?;
-            out.write_str(&dropped(&self.totals, direction))?;
+            for (reason, packets) in self.totals.drops(direction) {
+                writeln!(out, "{:8}  dropped: {} {packets}: {}", "", reason.label(), reason.help())?;
+            }
         }
         if self.merged_intervals > 0 {
             writeln!(out, "latency: {} worker seconds were reported late, none lost", self.merged_intervals)?;

@@ -42,11 +42,6 @@ impl Sum {
     pub const fn verifies(self) -> bool {
         self.fold() == 0xffff
     }
-
-    /// This sum as it counts when the bytes summed lie at an odd offset of the whole. RFC 1071 §2 (B).
-    pub const fn at_odd_offset(self) -> Sum {
-        Sum(self.fold().swap_bytes() as u64)
-    }
 }
 
 impl Add for Sum {
@@ -202,13 +197,6 @@ mod tests {
             assert_eq!(sum(&vec![0xff; len]).fold(), 0xffff, "{len} bytes");
         }
         assert_eq!(sum(&[0; 100]).fold(), 0);
-    }
-
-    #[test]
-    fn a_piece_at_an_odd_offset_counts_with_its_bytes_swapped() {
-        let bytes: Vec<u8> = (0..=200).collect();
-        let (front, back) = bytes.split_at(77);
-        assert_eq!((sum(front) + sum(back).at_odd_offset()).fold(), sum(&bytes).fold());
     }
 
     #[test]

@@ -38,8 +38,6 @@ pub const TCP_RST: u8 = 0x04;
 pub const TCP_PSH: u8 = 0x08;
 /// TCP flag: the acknowledgment number counts.
 pub const TCP_ACK: u8 = 0x10;
-/// TCP flag: the urgent pointer counts.
-pub const TCP_URG: u8 = 0x20;
 /// TCP flag: congestion was experienced. RFC 3168.
 pub const TCP_ECE: u8 = 0x40;
 /// TCP flag: the congestion window was reduced. RFC 3168.

@@ -19,7 +19,7 @@ use crate::io::lease::Lease;
 use crate::offload::Part;
 use crate::offload::coalesce::{Coalescer, Gather, Merge};
 use crate::offload::stride::Received;
-use crate::offload::train::{TRAIN_BYTES_MAX_V6, TRAIN_SEGMENTS_SAFE, Train, TrainLimits, Trains};
+use crate::offload::train::{TRAIN_BYTES_MAX, TRAIN_SEGMENTS_SAFE, Train, TrainLimits, Trains};
 use crate::stats::counters::WorkerCounters;
 use crate::stats::drop::DropReason;
 use crate::stats::latency::LatencyReporter;
@@ -422,14 +422,14 @@ impl<D: Driver> DataWorker<D> {
 fn limits(train_segments_max: u16) -> TrainLimits {
     let segments_max = if train_segments_max > 1 { train_segments_max } else { TRAIN_SEGMENTS_SAFE };
     // The smaller limit of the two families: 20 bytes less than IPv4 would allow change nothing.
-    TrainLimits { segments_max, bytes_max: TRAIN_BYTES_MAX_V6 }
+    TrainLimits { segments_max, bytes_max: TRAIN_BYTES_MAX }
 }
 
 /// As few submissions as the limits allow, in order; returns how many.
 fn send_in_pieces<D: Driver>(driver: &mut D, train: Send, segments_max: u16) -> usize {
     let Part { slot, start, len } = train.part;
     let stride = u32::from(train.segment_bytes).max(1);
-    let datagrams_max = u32::from(segments_max).min(TRAIN_BYTES_MAX_V6 / stride).max(1);
+    let datagrams_max = u32::from(segments_max).min(TRAIN_BYTES_MAX / stride).max(1);
     let count = u32::from(train.datagrams).div_ceil(datagrams_max);
     for piece in 0..count {
         let first = piece * datagrams_max;

@@ -9,7 +9,7 @@ use crate::control::config::DeviceConfig;
 use crate::control::netlink::{Netlink, NetlinkError};
 use crate::dataplane::view::View;
 use crate::io::tun::Tun;
-use crate::offload::train::TRAIN_BYTES_MAX_V6;
+use crate::offload::train::TRAIN_BYTES_MAX;
 
 /// Superpackets that may wait in a TUN queue.
 const TXQUEUELEN: u32 = 1000;
@@ -121,7 +121,7 @@ fn endpoint_within(prefix: IpNet, view: &View) -> Option<SocketAddr> {
 /// limit would be segmented in software, which costs more than a second train. Their size is limited in any case.
 fn limit_superpackets(netlink: &mut Netlink, index: u32, mtu: u16, created: bool) {
     let segments =
-        if forwards() || !created { u16::MAX.into() } else { (TRAIN_BYTES_MAX_V6 / u32::from(mtu)).max(1) };
+        if forwards() || !created { u16::MAX.into() } else { (TRAIN_BYTES_MAX / u32::from(mtu)).max(1) };
     if let Err(error) = netlink.set_gso_limits(index, segments, GSO_SIZE_MAX) {
         tracing::debug!("superpackets keep the kernel's limits: {error}");
     }
