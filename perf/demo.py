@@ -26,6 +26,12 @@ TRAFFIC = {
 }
 
 
+def progress(text: str) -> None:
+    """One line that each call replaces; nothing where nobody watches."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
 def row(label: str, kind: str, samples: list[Sample]) -> str:
     """One line of the table, the mean of the rounds."""
     gbps = mean(sample.gbps for sample in samples)
@@ -53,7 +59,7 @@ def main() -> int:
             for number in range(ROUNDS):
                 for kind, traffic in TRAFFIC.items():
                     for contender in contenders:
-                        print(f"\r\033[Kround {number + 1}/{ROUNDS}: {contender.label}, {kind}", end="", file=sys.stderr, flush=True)
+                        progress(f"round {number + 1}/{ROUNDS}: {contender.label}, {kind}")
                         found.setdefault((contender.label, kind), []).append(measure(rig, contender, traffic, SECONDS))
     except RigError as error:
         print(f"\nerror: {error}", file=sys.stderr)
@@ -61,7 +67,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the namespaces are gone", file=sys.stderr)
         return 130
-    print("\r\033[K", end="", file=sys.stderr, flush=True)
+    progress("")
     print(f"  {'contender':14} {'traffic':14} {'Gbit/s':>8} {'cores / Gbit/s':>14} {'retransmits':>13} {'RTT p50 / p99':>20}")
     for contender in contenders:
         for kind in TRAFFIC:

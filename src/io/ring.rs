@@ -21,13 +21,6 @@ const SUBMISSIONS: u32 = 256;
 /// Four times as many completions: an overflow would end our multishot operations.
 const COMPLETIONS: u32 = 4 * SUBMISSIONS;
 
-/// What the ring could be set up with.
-#[derive(Clone, Copy, Debug)]
-pub struct Abilities {
-    /// One multishot read serves the TUN (Linux 6.7); else single reads.
-    pub read_multishot: bool,
-}
-
 /// Whether this process may have a ring as we need it.
 ///
 /// # Errors
@@ -71,11 +64,10 @@ impl Ring {
         })
     }
 
-    /// What this kernel's ring can do beyond the minimum.
-    pub fn abilities(&self) -> Abilities {
+    /// Whether one multishot read can serve the TUN (Linux 6.7); else it takes single reads.
+    pub fn has_multishot_read(&self) -> bool {
         let mut probe = Probe::new();
-        let known = self.submitter.register_probe(&mut probe).is_ok();
-        Abilities { read_multishot: known && probe.is_supported(opcode::ReadMulti::CODE) }
+        self.submitter.register_probe(&mut probe).is_ok() && probe.is_supported(opcode::ReadMulti::CODE)
     }
 
     /// Registers the descriptors that submissions name by their index.

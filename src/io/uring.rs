@@ -148,7 +148,7 @@ impl Uring {
     fn with(resources: Resources, devices: Devices, waker: Waker) -> Uring {
         let Resources { ring, tun_buffers, receive_buffers, free } = resources;
         Uring {
-            read_multishot: ring.abilities().read_multishot,
+            read_multishot: ring.has_multishot_read(),
             ring,
             tun_buffers,
             receive_buffers,
