@@ -9,6 +9,7 @@
 //! | [`time`] | monotonic time and spans as plain numbers; nobody reads a clock here |
 //! | [`wire`] | bytes to meaning and back: IP, TCP, UDP, checksums, the virtio header |
 //! | [`offload`] | superpackets, segments, datagrams, trains: cutting and joining |
+//! | [`proto`] | WireGuard without I/O: handshakes, sessions, timers, cookies |
 //! | [`stats`] | counters and latency histograms, and the thread that collects them |
 //! | [`dataplane`] | **start here**: one packet, one chain of calls, in both directions |
 //! | [`io`] | the kernel: rings, TUN, UDP; the only folder with `unsafe` |
@@ -29,6 +30,7 @@ pub mod control;
 pub mod dataplane;
 pub mod io;
 pub mod offload;
+pub mod proto;
 pub mod stats;
 pub mod time;
 pub mod wire;

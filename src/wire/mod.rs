@@ -6,6 +6,7 @@
 pub mod checksum;
 pub mod ip;
 pub mod l4;
+pub mod message;
 pub mod vnet_hdr;
 
 /// Why bytes could not be read as what they were taken for.

@@ -1,0 +1,218 @@
+//! What workers and the protocol thread share of one peer: facts about its traffic, and news for the protocol thread.
+//!
+//! Workers note facts, per train, with plain stores; they decide nothing. The protocol thread reads the facts when one of
+//! the peer's timers is due, and decides (see [`super::timers`]). A worker rings for it only when there is something that
+//! cannot wait for a timer, or when no timer is running that would make it look.
+//!
+//! All orderings are relaxed: the channel that carries "look at this peer" orders what was noted before it, and a fact that
+//! is noted a moment later is seen at the next look.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+
+use crate::time::Time;
+
+/// Something happened that the protocol thread must hear of soon. Several may be pending for one peer; its thread takes
+/// them all at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum News {
+    /// A worker holds packets for the peer and has no session to seal them with.
+    SessionWanted = 1,
+    /// The current session should be renewed.
+    RekeyDue = 2,
+    /// The peer has shown that it has the keys of the next session.
+    Confirmed = 4,
+    /// Traffic began; no timer watches it yet.
+    Active = 8,
+}
+
+/// Pending [`News`], as a set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NewsSet(u8);
+
+impl NewsSet {
+    /// Whether `news` is among them.
+    pub fn has(self, news: News) -> bool {
+        self.0 & news as u8 != 0
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// Facts about one peer's traffic. Times are 0 for "none".
+#[derive(Debug, Default)]
+pub struct Activity {
+    rx_bytes: AtomicU64,
+    tx_bytes: AtomicU64,
+    /// The first data message sent that nothing has answered.
+    unanswered_since: AtomicU64,
+    /// The first data message received after which we sent nothing.
+    owed_since: AtomicU64,
+    /// The newest data message received.
+    data_received_at: AtomicU64,
+    /// The newest authenticated message in either direction.
+    traversed_at: AtomicU64,
+    news: AtomicU8,
+    /// Whether the protocol thread has a timer running that makes it look here.
+    watched: AtomicBool,
+}
+
+impl Activity {
+    /// Data messages of `bytes` in all are on their way to the peer. True if the protocol thread must be told to look.
+    #[must_use]
+    pub fn data_sent(&self, bytes: u64, now: Time) -> bool {
+        self.tx_bytes.fetch_add(bytes, Relaxed);
+        if self.unanswered_since.load(Relaxed) == 0 {
+            self.unanswered_since.store(stamp(now), Relaxed);
+        }
+        self.owed_since.store(0, Relaxed);
+        self.traversed_at.store(stamp(now), Relaxed);
+        self.watch()
+    }
+
+    /// Authenticated data messages of `bytes` in all came from the peer; `data` if any was more than a keepalive. True if the
+    /// protocol thread must be told to look.
+    #[must_use]
+    pub fn received(&self, bytes: u64, data: bool, now: Time) -> bool {
+        self.rx_bytes.fetch_add(bytes, Relaxed);
+        self.unanswered_since.store(0, Relaxed);
+        self.traversed_at.store(stamp(now), Relaxed);
+        if data {
+            self.data_received_at.store(stamp(now), Relaxed);
+            if self.owed_since.load(Relaxed) == 0 {
+                self.owed_since.store(stamp(now), Relaxed);
+            }
+        }
+        data && self.watch()
+    }
+
+    /// A handshake message or keepalive of `bytes` is on its way to the peer.
+    pub fn control_sent(&self, bytes: u64, now: Time) {
+        self.tx_bytes.fetch_add(bytes, Relaxed);
+        self.owed_since.store(0, Relaxed);
+        self.traversed_at.store(stamp(now), Relaxed);
+    }
+
+    /// An authenticated handshake message of `bytes` came from the peer.
+    pub fn control_received(&self, bytes: u64, now: Time) {
+        self.rx_bytes.fetch_add(bytes, Relaxed);
+        self.unanswered_since.store(0, Relaxed);
+        self.traversed_at.store(stamp(now), Relaxed);
+    }
+
+    fn watch(&self) -> bool {
+        !self.watched.load(Relaxed) && !self.watched.swap(true, Relaxed) && self.tell(News::Active)
+    }
+
+    /// Leaves `news` for the protocol thread. True if its thread must be told to look: then nothing was pending, so at most
+    /// one note per peer is on its way at any time.
+    #[must_use]
+    pub fn tell(&self, news: News) -> bool {
+        // Most calls repeat what is pending already; a load does not take the cache line from the other workers.
+        if NewsSet(self.news.load(Relaxed)).has(news) {
+            return false;
+        }
+        NewsSet(self.news.fetch_or(news as u8, Relaxed)).is_empty()
+    }
+
+    /// Takes what is pending.
+    pub fn take_news(&self) -> NewsSet {
+        NewsSet(self.news.swap(0, Relaxed))
+    }
+
+    /// A timer now watches the peer (or none does any more).
+    pub fn set_watched(&self, watched: bool) {
+        self.watched.store(watched, Relaxed);
+    }
+
+    /// Forgets the facts that timers wait for, not the byte counts: the peer's sessions are gone.
+    pub fn forget(&self) {
+        for fact in [&self.unanswered_since, &self.owed_since, &self.data_received_at] {
+            fact.store(0, Relaxed);
+        }
+    }
+
+    /// UDP payload bytes received from the peer, authenticated.
+    pub fn rx_bytes(&self) -> u64 {
+        self.rx_bytes.load(Relaxed)
+    }
+
+    /// UDP payload bytes sent to the peer.
+    pub fn tx_bytes(&self) -> u64 {
+        self.tx_bytes.load(Relaxed)
+    }
+
+    /// When the first data message was sent that nothing has answered.
+    pub fn unanswered_since(&self) -> Option<Time> {
+        time(&self.unanswered_since)
+    }
+
+    /// When the first data message was received after which we sent nothing.
+    pub fn owed_since(&self) -> Option<Time> {
+        time(&self.owed_since)
+    }
+
+    /// When the newest data message was received.
+    pub fn data_received_at(&self) -> Option<Time> {
+        time(&self.data_received_at)
+    }
+
+    /// When the newest authenticated message passed, in either direction.
+    pub fn traversed_at(&self) -> Option<Time> {
+        time(&self.traversed_at)
+    }
+}
+
+fn stamp(now: Time) -> u64 {
+    now.as_nanos().max(1)
+}
+
+fn time(fact: &AtomicU64) -> Option<Time> {
+    match fact.load(Relaxed) {
+        0 => None,
+        nanos => Some(Time::from_nanos(nanos)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Time = Time::from_nanos(1000);
+
+    #[test]
+    fn a_note_is_sent_only_when_none_is_on_its_way() {
+        let activity = Activity::default();
+        assert!(activity.tell(News::SessionWanted));
+        assert!(!activity.tell(News::SessionWanted));
+        assert!(!activity.tell(News::RekeyDue));
+        let news = activity.take_news();
+        assert!(news.has(News::SessionWanted) && news.has(News::RekeyDue) && !news.has(News::Confirmed));
+        assert!(activity.take_news().is_empty());
+        assert!(activity.tell(News::SessionWanted));
+    }
+
+    #[test]
+    fn traffic_is_reported_once_until_nobody_watches_any_more() {
+        let activity = Activity::default();
+        assert!(activity.data_sent(100, NOW));
+        assert!(!activity.data_sent(100, NOW));
+        activity.take_news();
+        assert!(!activity.received(100, true, NOW));
+        activity.set_watched(false);
+        assert!(activity.received(100, true, NOW));
+        assert_eq!((activity.tx_bytes(), activity.rx_bytes()), (200, 200));
+    }
+
+    #[test]
+    fn a_keepalive_answers_but_is_owed_nothing() {
+        let activity = Activity::default();
+        let _ = activity.data_sent(100, NOW);
+        assert_eq!(activity.unanswered_since(), Some(NOW));
+        assert!(!activity.received(32, false, NOW));
+        assert_eq!((activity.unanswered_since(), activity.owed_since()), (None, None));
+    }
+}

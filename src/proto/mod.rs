@@ -1,0 +1,59 @@
+//! WireGuard without I/O: bytes, time and a seed go in; datagrams, updates for the workers and a deadline come out.
+//!
+//! # The contract of [`device::Device`], four kinds of methods
+//!
+//! | kind | what it does |
+//! |---|---|
+//! | `set_*`, `add_peer`, `remove_peer` | configuration |
+//! | `handle_*` | something happened: a datagram came, a worker left news, a deadline passed |
+//! | `poll_*` | what is to be done: datagrams to send, updates for the workers, when to call again |
+//! | the others | look, and change nothing |
+//!
+//! No clock, no randomness, no socket: [`Time`](crate::time::Time) and [`WallTime`](crate::time::WallTime) are arguments, random
+//! bytes come from a generator that was given a seed. So the simulation and the tests run what ships.
+//!
+//! # Who does what
+//!
+//! The protocol thread owns the [`device::Device`]: handshakes, timers, cookies. It is never on the way of a data packet.
+//! Workers seal and open with [`session::Session`]s that they share with it, and note facts in the peer's
+//! [`activity::Activity`], from which the timers are computed.
+//!
+//! # A handshake
+//!
+//! ```text
+//! initiator                                    responder
+//!   create initiation ── 148 bytes ──────────▶ consume, create response; session in slot `next`
+//!   session in slot `current` ◀─ 92 bytes ───
+//!   confirm: data or keepalive ──────────────▶ opened: `next` becomes `current`, may send now
+//! ```
+//!
+//! # Where the whitepaper is implemented
+//!
+//! | section | file |
+//! |---|---|
+//! | §5.1 silence, TAI64N | [`noise`], [`tai64n`] |
+//! | §5.3 denial of service, §5.4.4 mac1 and mac2, §5.4.7 cookies | [`cookie`], [`rate_limit`] |
+//! | §5.4.1 to §5.4.3 handshake messages, §5.4.5 key derivation | [`noise`] |
+//! | §5.4.6 transport data | [`session`], [`replay`] |
+//! | §6 timers | [`timers`], [`peer`] |
+
+pub mod activity;
+pub mod crypto;
+pub mod keys;
+pub mod replay;
+pub mod session;
+pub mod timers;
+
+use std::net::{IpAddr, SocketAddr};
+
+/// A peer's index in its device; used again after the peer was removed.
+pub type PeerIndex = u32;
+
+/// The two UDP addresses of a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The peer's.
+    pub remote: SocketAddr,
+    /// Ours, that the peer last sent to: answers leave from there. `None` leaves it to the routing table.
+    pub local: Option<IpAddr>,
+}

@@ -1,0 +1,226 @@
+//! A session: the pair of transport keys that one handshake made.
+//!
+//! Shared read-only by all workers. What changes is atomic (the send counter) or behind a lock that only the worker owning
+//! the session takes (the replay window). There is one counter space per session, never one per worker: a nonce used
+//! twice would give the packets away.
+//!
+//! Source: WireGuard whitepaper §5.4.5, §5.4.6, §6.1.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::PeerIndex;
+use super::crypto::{AeadKey, Secret};
+use super::replay::ReplayWindow;
+use super::timers::{KEEPALIVE_TIMEOUT, REJECT_AFTER_TIME, REKEY_AFTER_TIME, REKEY_TIMEOUT};
+use crate::time::{Span, Time};
+use crate::wire::message::{DATA_HEADER_BYTES, DATA_OVERHEAD_BYTES, DATA_TAG_BYTES, emit_data_header};
+
+/// Data messages after which a new session is wanted. Whitepaper §6.1, Rekey-After-Messages.
+pub const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
+/// Data messages after which a session is of no more use: counters from here on are neither sent nor accepted. Whitepaper
+/// §6.1, Reject-After-Messages, less the replay window, as in the kernel.
+pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
+
+/// Who sent the handshake's initiation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// We did. Only the initiator renews a session by time.
+    Initiator,
+    /// The peer did. We may send only once it has shown that it has the keys.
+    Responder,
+}
+
+/// What a handshake ends with.
+pub struct Keys {
+    /// The peer.
+    pub peer: PeerIndex,
+    /// What incoming messages carry as receiver; we chose it.
+    pub local_index: u32,
+    /// What outgoing messages carry as receiver; the peer chose it.
+    pub remote_index: u32,
+    /// Which side we were.
+    pub role: Role,
+    /// Seals what we send.
+    pub sealing: Secret,
+    /// Opens what we receive.
+    pub opening: Secret,
+    /// When the handshake was done.
+    pub created: Time,
+}
+
+/// Why a message was not sealed or opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unusable {
+    /// Older than [`REJECT_AFTER_TIME`].
+    Expired,
+    /// The counter is at or beyond [`REJECT_AFTER_MESSAGES`].
+    CounterExhausted,
+    /// The tag did not fit.
+    BadTag,
+}
+
+/// One session. See the module.
+pub struct Session {
+    peer: PeerIndex,
+    local_index: u32,
+    remote_index: u32,
+    role: Role,
+    created: Time,
+    sealing: AeadKey,
+    opening: AeadKey,
+    send_counter: AtomicU64,
+    /// Whether the peer has shown that it has the keys.
+    confirmed: AtomicBool,
+    window: Mutex<ReplayWindow>,
+}
+
+impl Session {
+    /// The session that `keys` make.
+    pub fn new(keys: Keys) -> Session {
+        Session {
+            peer: keys.peer,
+            local_index: keys.local_index,
+            remote_index: keys.remote_index,
+            role: keys.role,
+            created: keys.created,
+            sealing: AeadKey::new(&keys.sealing),
+            opening: AeadKey::new(&keys.opening),
+            send_counter: AtomicU64::new(0),
+            confirmed: AtomicBool::new(keys.role == Role::Initiator),
+            window: Mutex::default(),
+        }
+    }
+
+    /// The peer.
+    pub fn peer(&self) -> PeerIndex {
+        self.peer
+    }
+
+    /// What incoming messages carry as receiver.
+    pub fn local_index(&self) -> u32 {
+        self.local_index
+    }
+
+    /// Which side we were.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// When its handshake was done.
+    pub fn created(&self) -> Time {
+        self.created
+    }
+
+    /// Whether it is too old to be used.
+    pub fn expired(&self, now: Time) -> bool {
+        now.since(self.created) >= REJECT_AFTER_TIME
+    }
+
+    /// Takes the next `count` counters; the first is returned. They are used up whatever becomes of them.
+    ///
+    /// # Errors
+    /// [`Unusable::Expired`], [`Unusable::CounterExhausted`]; the peer then needs a new handshake.
+    pub fn reserve(&self, count: u64, now: Time) -> Result<u64, Unusable> {
+        if self.expired(now) {
+            return Err(Unusable::Expired);
+        }
+        // Relaxed: the counter orders nothing but itself; that no two calls get the same number is all that matters.
+        self.send_counter
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |first| {
+                let next = first.checked_add(count)?;
+                (next <= REJECT_AFTER_MESSAGES).then_some(next)
+            })
+            .map_err(|_| Unusable::CounterExhausted)
+    }
+
+    /// Counters used so far.
+    pub fn sent(&self) -> u64 {
+        self.send_counter.load(Ordering::Relaxed)
+    }
+
+    /// Whether sending on it should start a new handshake: the initiator's is older than [`REKEY_AFTER_TIME`], or it has
+    /// carried [`REKEY_AFTER_MESSAGES`].
+    pub fn rekey_due_on_send(&self, now: Time) -> bool {
+        let old = self.role == Role::Initiator && now.since(self.created) >= REKEY_AFTER_TIME;
+        old || self.sent() >= REKEY_AFTER_MESSAGES
+    }
+
+    /// Whether receiving on it should start a new handshake: the initiator's ends before a keepalive and a handshake could
+    /// be done. Whitepaper §6.2.
+    pub fn rekey_due_on_receive(&self, now: Time) -> bool {
+        const LAST_CALL: Span = Span::from_nanos(
+            REJECT_AFTER_TIME.as_nanos() - KEEPALIVE_TIMEOUT.as_nanos() - REKEY_TIMEOUT.as_nanos(),
+        );
+        self.role == Role::Initiator && now.since(self.created) >= LAST_CALL
+    }
+
+    /// Seals a data message in place: `message` is header 16 | packet and padding | tag 16, of which the middle is given.
+    /// `counter` comes from [`Session::reserve`] and is used for nothing else.
+    ///
+    /// # Panics
+    /// When `message` is shorter than header and tag.
+    pub fn seal(&self, counter: u64, message: &mut [u8]) {
+        emit_data_header(message, self.remote_index, counter);
+        let tag_at = message.len() - DATA_TAG_BYTES;
+        let (front, tag) = message.split_at_mut(tag_at);
+        tag.copy_from_slice(&self.sealing.seal(counter, &[], &mut front[DATA_HEADER_BYTES..]));
+    }
+
+    /// Opens a data message in place; returns where in it the packet and its padding lie. The replay window is not asked:
+    /// that is the next step, see [`Session::window`].
+    ///
+    /// # Errors
+    /// [`Unusable`]; the message's bytes are then undefined.
+    ///
+    /// # Panics
+    /// When `message` is shorter than header and tag.
+    pub fn open(&self, counter: u64, message: &mut [u8], now: Time) -> Result<Range<usize>, Unusable> {
+        assert!(message.len() >= DATA_OVERHEAD_BYTES, "a data message of {} bytes", message.len());
+        if self.expired(now) {
+            return Err(Unusable::Expired);
+        }
+        if counter >= REJECT_AFTER_MESSAGES {
+            return Err(Unusable::CounterExhausted);
+        }
+        let text = &mut message[DATA_HEADER_BYTES..];
+        let bytes = self.opening.open(counter, &[], text).map_err(|_| Unusable::BadTag)?;
+        Ok(DATA_HEADER_BYTES..DATA_HEADER_BYTES + bytes)
+    }
+
+    /// The replay window; taken once per receive. All of a session's messages are steered to one worker, so it is free.
+    pub fn window(&self) -> MutexGuard<'_, ReplayWindow> {
+        // A panic between two window updates leaves it whole.
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that the peer has shown that it has the keys; true the first time.
+    pub fn confirm(&self) -> bool {
+        // Relaxed: whoever hears of it does so through a channel, which orders.
+        !self.confirmed.load(Ordering::Relaxed) && !self.confirmed.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether the peer has shown that it has the keys.
+    pub fn confirmed(&self) -> bool {
+        self.confirmed.load(Ordering::Relaxed)
+    }
+
+    /// Puts the send counter to `counter`, for tests of its end.
+    #[doc(hidden)]
+    pub fn skip_to(&self, counter: u64) {
+        self.send_counter.store(counter, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("peer", &self.peer)
+            .field("local_index", &self.local_index)
+            .field("remote_index", &self.remote_index)
+            .field("role", &self.role)
+            .finish_non_exhaustive()
+    }
+}
