@@ -43,6 +43,7 @@ pub mod keys;
 pub mod replay;
 pub mod session;
 pub mod timers;
+pub mod update;
 
 use std::net::{IpAddr, SocketAddr};
 
