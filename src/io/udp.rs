@@ -5,7 +5,8 @@
 //! port whose low byte is that of the listen port plus i; worker 0 sends from the listen port itself.
 //!
 //! Every receiving socket delivers, as control messages, the GRO segment size, the local address (IP_PKTINFO,
-//! IPV6_PKTINFO) and the kernel's receive time (SCM_TIMESTAMPNS: CLOCK_REALTIME as a `timespec`).
+//! IPV6_PKTINFO), the traffic class (IP_TOS, IPV6_TCLASS) and the kernel's receive time (SCM_TIMESTAMPNS: CLOCK_REALTIME
+//! as a `timespec`).
 //!
 //! Source: socket(7), udp(7), ip(7), ipv6(7), linux/udp.h.
 
@@ -405,11 +406,18 @@ fn configure_receiver(
     families: &mut Families,
 ) -> Result<(), UdpError> {
     configure_family(socket, address)?;
-    let pktinfo = match address {
-        SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_PKTINFO, "IP_PKTINFO"),
-        SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, "IPV6_RECVPKTINFO"),
+    let [pktinfo, tos] = match address {
+        SocketAddr::V4(_) => [
+            (libc::IPPROTO_IP, libc::IP_PKTINFO, "IP_PKTINFO"),
+            (libc::IPPROTO_IP, libc::IP_RECVTOS, "IP_RECVTOS"),
+        ],
+        SocketAddr::V6(_) => [
+            (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, "IPV6_RECVPKTINFO"),
+            (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, "IPV6_RECVTCLASS"),
+        ],
     };
-    for (level, name, call) in [pktinfo, (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, "SO_TIMESTAMPNS")] {
+    let time = (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, "SO_TIMESTAMPNS");
+    for (level, name, call) in [pktinfo, tos, time] {
         sys::set_option(socket, level, name, 1).map_err(|errno| UdpError::Call { address, call, errno })?;
     }
     if families.gro
