@@ -103,7 +103,7 @@ pub struct Effort {
 
 /// A worker's hands: queues operations, and reports what became of them.
 pub trait Driver {
-    /// The monotonic clock.
+    /// The clock of [`super::clock::now`], as of the last turn.
     fn now(&self) -> Time;
 
     /// A free buffer for a train, if there is one.
