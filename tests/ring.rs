@@ -26,7 +26,7 @@ use uringvpn::io::lease::Lease;
 use uringvpn::io::message::Devices;
 use uringvpn::io::ring;
 use uringvpn::io::syscall::Syscall;
-use uringvpn::io::udp::{self, UdpRequest};
+use uringvpn::io::udp::{self, Steering, UdpRequest};
 use uringvpn::io::uring::Uring;
 use uringvpn::io::wake::Waker;
 use uringvpn::offload::Part;
@@ -115,8 +115,16 @@ impl Rig {
     fn new(open: Open) -> Rig {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let (tun, kernel) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
-        let request =
-            UdpRequest { address: None, port: 0, workers: 1, gro: true, gso: true, buffer_bytes: 4 << 20 };
+        let request = UdpRequest {
+            address: None,
+            port: 0,
+            workers: 1,
+            gro: true,
+            gso: true,
+            buffer_bytes: 4 << 20,
+            steering: Steering::SourcePort,
+            fwmark: 0,
+        };
         let mut group = udp::open(&request).unwrap();
         let devices = Devices { tun, sockets: group.workers.remove(0) };
         let peer = UdpSocket::bind("127.0.0.1:0").unwrap();

@@ -125,7 +125,7 @@ pub(super) fn received(
 }
 
 /// Writes `address` as a sockaddr and returns its length. Source: ip(7), ipv6(7).
-fn emit_address(address: SocketAddr, out: &mut [u8; ADDRESS_BYTES]) -> usize {
+pub(super) fn emit_address(address: SocketAddr, out: &mut [u8; ADDRESS_BYTES]) -> usize {
     out[2..4].copy_from_slice(&address.port().to_be_bytes());
     match address {
         SocketAddr::V4(v4) => {
