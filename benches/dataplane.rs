@@ -116,6 +116,7 @@ impl Driver for Null {
                         start: 0,
                         bytes: bytes.len() as u32,
                         stride: *stride,
+                        tos: 0,
                         truncated: false,
                         at: self.now,
                     },

@@ -30,6 +30,8 @@ pub struct Send {
     pub peer: u32,
     /// Its address.
     pub to: Endpoint,
+    /// The outer IPv4 TOS or IPv6 traffic class byte, DSCP and ECN; 0 leaves it to the socket, which has 0.
+    pub tos: u8,
     /// The bytes.
     pub part: Part,
     /// Bytes per datagram; the kernel cuts (UDP_SEGMENT) when `datagrams > 1`.
@@ -101,7 +103,7 @@ pub struct Effort {
 
 /// A worker's hands: queues operations, and reports what became of them.
 pub trait Driver {
-    /// The monotonic clock.
+    /// The clock of [`super::clock::now`], as of the last turn.
     fn now(&self) -> Time;
 
     /// A free buffer for a train, if there is one.

@@ -54,6 +54,8 @@ pub struct Incoming {
     pub bytes: Vec<u8>,
     /// Bytes of each but the last; 0 means one datagram.
     pub stride: u16,
+    /// The outer TOS or traffic class byte.
+    pub tos: u8,
 }
 
 /// One datagram we sent.
@@ -63,6 +65,8 @@ pub struct Outgoing {
     pub to: SocketAddr,
     /// The UDP payload.
     pub bytes: Vec<u8>,
+    /// The outer TOS or traffic class byte.
+    pub tos: u8,
 }
 
 /// [`Driver`] without a kernel.
@@ -184,9 +188,8 @@ impl Fake {
         }
         let bytes = self.part(send.part);
         let stride = if send.datagrams > 1 { usize::from(send.segment_bytes) } else { bytes.len().max(1) };
-        let sent =
-            bytes.chunks(stride).map(|datagram| Outgoing { to: send.to.remote, bytes: datagram.to_vec() });
-        self.sent.extend(sent);
+        let (to, tos) = (send.to.remote, send.tos);
+        self.sent.extend(bytes.chunks(stride).map(|datagram| Outgoing { to, bytes: datagram.to_vec(), tos }));
         Ok(())
     }
 
@@ -230,13 +233,13 @@ impl Fake {
                 continue;
             }
             let Some(mut lease) = self.receive_free.pop() else { break };
-            let Some(Incoming { from, to, bytes, stride }) = self.receives.pop_front() else { break };
+            let Some(Incoming { from, to, bytes, stride, tos }) = self.receives.pop_front() else { break };
             let truncated = self.strikes(self.faults.truncated);
             let length = if truncated { bytes.len() / 2 } else { bytes.len() };
             let start = super::message::PAYLOAD_START;
             lease[start..start + length].copy_from_slice(&bytes[..length]);
             let (start, bytes) = (start as u32, length as u32);
-            let received = Received { from, to, start, bytes, stride, truncated, at: self.now };
+            let received = Received { from, to, start, bytes, stride, tos, truncated, at: self.now };
             done.push(Completion::Received { lease, received });
         }
     }

@@ -32,6 +32,7 @@ pub mod driver;
 pub mod fake;
 pub mod features;
 pub mod lease;
+pub mod mailer;
 pub mod message;
 pub mod ring;
 pub mod steer;

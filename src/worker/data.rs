@@ -285,7 +285,7 @@ impl<D: Driver> DataWorker<D> {
                 continue;
             };
             let to = Endpoint { remote, local: self.paths[peer as usize].local };
-            let send = Send { peer, to, part, segment_bytes, datagrams, started };
+            let send = Send { peer, to, tos: 0, part, segment_bytes, datagrams, started };
             let segments_max = self.segments_max(peer, segment_bytes, now);
             self.in_flight += send_in_pieces(&mut self.driver, send, segments_max);
         }

@@ -11,7 +11,7 @@ use crate::control::peer::PeerConfig;
 use crate::dataplane::view::View;
 use crate::io::message::Devices;
 use crate::io::tun::{self, OffloadSwitches, Tun, TunOffloads, TunRequest};
-use crate::io::udp::{self, UdpGroup, UdpRequest};
+use crate::io::udp::{self, Steering, UdpGroup, UdpRequest};
 
 /// Bytes of socket buffer per worker and direction: the default holds three trains.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
@@ -113,6 +113,8 @@ fn open_sockets(config: &DeviceConfig) -> anyhow::Result<UdpGroup> {
         gro: config.offloads.udp_gro,
         gso: config.offloads.udp_gso,
         buffer_bytes: SOCKET_BUFFER_BYTES,
+        steering: Steering::SourcePort,
+        fwmark: 0,
     };
     Ok(udp::open(&request)?)
 }
