@@ -17,6 +17,7 @@ use packets::{Packet, payload, split};
 use uringvpn::dataplane::view::View;
 use uringvpn::io::driver::{Completion, Driver, Effort, Send, Wait};
 use uringvpn::io::lease::{self, Lease};
+use uringvpn::io::udp::WorkerSockets;
 use uringvpn::offload::coalesce::{Gather, Merge};
 use uringvpn::offload::stride::Received;
 use uringvpn::stats::counters::{Totals, WorkerCounters};
@@ -90,6 +91,10 @@ impl Driver for Null {
 
     fn write(&mut self, gather: Gather) {
         self.done.push(Completion::Written { gather, result: Ok(()) });
+    }
+
+    fn rebind(&mut self, _sockets: WorkerSockets) -> io::Result<()> {
+        Ok(())
     }
 
     fn turn(&mut self, _wait: Wait, done: &mut Vec<Completion>) -> io::Result<()> {

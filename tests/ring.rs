@@ -7,6 +7,8 @@
 
 #[path = "packets/mod.rs"]
 mod packets;
+#[path = "ring/rebind.rs"]
+mod rebind;
 
 use std::collections::VecDeque;
 use std::io::{IoSliceMut, Write};
@@ -20,13 +22,18 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, recv, recvmsg, send, setsockopt, socketpair, sockopt,
 };
 use packets::{Packet, payload};
+use rebind::{
+    a_family_comes_and_goes_with_the_sockets, rebinding_again_and_again_under_traffic_loses_no_buffer,
+    rebound_it_talks_through_the_new_sockets_and_the_old_port_is_free,
+    what_arrives_at_a_clone_of_replaced_sockets_wakes_nobody,
+};
 use uringvpn::io::driver::{Completion, Driver, Endpoint, Send, Wait};
 use uringvpn::io::fake::{Fake, Faults};
 use uringvpn::io::lease::Lease;
 use uringvpn::io::message::Devices;
 use uringvpn::io::ring;
 use uringvpn::io::syscall::Syscall;
-use uringvpn::io::udp::{self, Steering, UdpRequest};
+use uringvpn::io::udp::{self, Steering, UdpRequest, WorkerSockets};
 use uringvpn::io::uring::Uring;
 use uringvpn::io::wake::Waker;
 use uringvpn::offload::Part;
@@ -84,6 +91,10 @@ on_both_drivers! {
     a_deadline_ends_a_wait
     a_refused_send_can_be_sent_again_in_the_same_turn
     many_refused_sends_can_be_sent_again_in_the_same_turn
+    rebound_it_talks_through_the_new_sockets_and_the_old_port_is_free
+    rebinding_again_and_again_under_traffic_loses_no_buffer
+    a_family_comes_and_goes_with_the_sockets
+    what_arrives_at_a_clone_of_replaced_sockets_wakes_nobody
     dropping_the_driver_frees_port_and_tun_at_once
 }
 
@@ -97,6 +108,22 @@ fn has_io_uring() -> bool {
     let name = thread::current().name().unwrap_or_default().to_owned();
     let _ = writeln!(std::io::stderr(), "SKIPPED: no io_uring ({error}): {name}");
     false
+}
+
+/// One worker's sockets on a port of the kernel's choice.
+fn open_sockets(address: Option<IpAddr>) -> (WorkerSockets, u16) {
+    let request = UdpRequest {
+        address,
+        port: 0,
+        workers: 1,
+        gro: true,
+        gso: true,
+        buffer_bytes: 4 << 20,
+        steering: Steering::SourcePort,
+        fwmark: 0,
+    };
+    let mut group = udp::open(&request).unwrap();
+    (group.workers.remove(0), group.port)
 }
 
 /// A driver and the other ends of its descriptors.
@@ -115,28 +142,25 @@ impl Rig {
     fn new(open: Open) -> Rig {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let (tun, kernel) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
-        let request = UdpRequest {
-            address: None,
-            port: 0,
-            workers: 1,
-            gro: true,
-            gso: true,
-            buffer_bytes: 4 << 20,
-            steering: Steering::SourcePort,
-            fwmark: 0,
-        };
-        let mut group = udp::open(&request).unwrap();
-        let devices = Devices { tun, sockets: group.workers.remove(0) };
+        let (sockets, port) = open_sockets(None);
+        let devices = Devices { tun, sockets };
         let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
         peer.set_read_timeout(Some(PATIENCE)).unwrap();
         setsockopt(&peer, sockopt::RcvBuf, &(1 << 20)).unwrap();
         let waker = Waker::new().unwrap();
         let driver = open(devices, waker.clone());
-        let mut rig = Rig { driver, waker, kernel, peer, port: group.port, done: VecDeque::new() };
+        let mut rig = Rig { driver, waker, kernel, peer, port, done: VecDeque::new() };
         // Arms whatever receives; may report a wake that nobody asked for.
         rig.turn(Wait::Not);
         rig.done.clear();
         rig
+    }
+
+    /// Gives the driver sockets on another port, of all families or of `address` only.
+    fn rebind(&mut self, address: Option<IpAddr>) {
+        let (sockets, port) = open_sockets(address);
+        self.driver.rebind(sockets).unwrap();
+        self.port = port;
     }
 
     fn address(&self) -> SocketAddr {

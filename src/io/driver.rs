@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use nix::errno::Errno;
 
 use super::lease::Lease;
+use super::udp::WorkerSockets;
 use crate::offload::Part;
 use crate::offload::coalesce::Gather;
 use crate::offload::stride::Received;
@@ -118,6 +119,14 @@ pub trait Driver {
 
     /// Queues a TUN write: the head, then ranges of lent buffers. Writes happen in the order they were queued.
     fn write(&mut self, gather: Gather);
+
+    /// Replaces the sockets, between two turns: the listen port changed. What is queued and not yet sent leaves from the
+    /// new ones, what waits unread at the old ones is lost. The old ones are closed once nothing uses them, at the latest
+    /// in the turn that follows.
+    ///
+    /// # Errors
+    /// Only when the driver cannot go on at all.
+    fn rebind(&mut self, sockets: WorkerSockets) -> io::Result<()>;
 
     /// Carries out what was queued, waits as asked, and appends what happened to `done`, in order per device.
     ///

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 
 use super::driver::{Completion, Driver, Effort, Send, Wait};
 use super::lease::{self, BUFFER_BYTES, Lease, Loans};
+use super::udp::WorkerSockets;
 use crate::offload::Part;
 use crate::offload::coalesce::Gather;
 use crate::offload::stride::Received;
@@ -84,6 +85,8 @@ pub struct Fake {
     pub tun_reads: VecDeque<Vec<u8>>,
     /// What the socket will hand out.
     pub receives: VecDeque<Incoming>,
+    /// How often the sockets were replaced.
+    pub rebinds: u32,
     /// What was sent, datagram by datagram.
     pub sent: Vec<Outgoing>,
     /// What was written to the TUN: vnet header and packet each.
@@ -114,6 +117,7 @@ impl Fake {
             writes: VecDeque::new(),
             tun_reads: VecDeque::new(),
             receives: VecDeque::new(),
+            rebinds: 0,
             sent: Vec::new(),
             written: Vec::new(),
         }
@@ -266,6 +270,13 @@ impl Driver for Fake {
     fn write(&mut self, gather: Gather) {
         self.loans.begin_use(&gather.parts);
         self.writes.push_back(gather);
+    }
+
+    /// There are no sockets to replace; what waited at them is lost.
+    fn rebind(&mut self, _sockets: WorkerSockets) -> io::Result<()> {
+        self.rebinds += 1;
+        self.receives.clear();
+        Ok(())
     }
 
     /// Never sleeps: a wait lets time pass.
