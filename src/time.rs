@@ -21,30 +21,6 @@ pub struct WallTime {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Span(u64);
 
-/// A point on the wall clock, since the Unix epoch (CLOCK_REALTIME in production). May be set, forwards and backwards.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct WallTime {
-    secs: u64,
-    nanos: u32,
-}
-
-impl WallTime {
-    /// `secs` seconds and `nanos` nanoseconds after the epoch; nanoseconds from 10^9 on are cut off.
-    pub const fn from_parts(secs: u64, nanos: u32) -> WallTime {
-        WallTime { secs, nanos: if nanos < 1_000_000_000 { nanos } else { 999_999_999 } }
-    }
-
-    /// Whole seconds since the epoch.
-    pub const fn secs(self) -> u64 {
-        self.secs
-    }
-
-    /// Nanoseconds in the current second.
-    pub const fn nanos(self) -> u32 {
-        self.nanos
-    }
-}
-
 impl Time {
     /// The point `nanos` nanoseconds after the clock's start.
     pub const fn from_nanos(nanos: u64) -> Time {
