@@ -24,6 +24,7 @@ use uringvpn::stats::counters::{Totals, WorkerCounters};
 use uringvpn::stats::latency::{self, LatencyReporter};
 use uringvpn::time::{Span, Time};
 use uringvpn::worker::data::{DataWorker, Flags, Parts};
+use uringvpn::worker::handoff;
 
 /// Buffers for trains.
 const SEND_BUFFERS: u16 = 16;
@@ -140,12 +141,14 @@ fn worker(arrivals: Vec<Arrival>) -> (DataWorker<Null>, Arc<WorkerCounters>) {
     let mut view = View::default();
     let peer = view.add_peer(Some(PEER.parse::<SocketAddr>().unwrap()));
     for prefix in ["0.0.0.0/0", "::/0"] {
-        view.routes.insert(prefix.parse().unwrap(), peer);
+        view.add_route(prefix.parse().unwrap(), peer);
     }
     let counters = Arc::new(WorkerCounters::default());
     let (outbox, _) = latency::channel(1);
     let parts = Parts {
-        view: Arc::new(view),
+        view,
+        orders: handoff::to_worker(None).1,
+        outbox: handoff::to_protocol().0,
         train_segments_max: 64,
         merge: Merge { tcp: true, udp: true },
         counters: counters.clone(),

@@ -7,8 +7,7 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixMap;
 
-/// A peer's index in the [`super::view::View`].
-pub type PeerIndex = u32;
+pub use crate::proto::PeerIndex;
 
 /// Address to peer, by longest prefix over all peers.
 #[derive(Clone, Debug, Default)]

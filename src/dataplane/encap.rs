@@ -202,9 +202,7 @@ impl<'v, 'h> Opener<'v, 'h> {
             return Ok(());
         }
         let owner = match &self.session {
-            Some((session, _)) => {
-                self.view.routes.lookup(source).filter(|owner| *owner == session.peer())
-            }
+            Some((session, _)) => self.view.routes.lookup(source).filter(|owner| *owner == session.peer()),
             None => self.view.peer_sending(source, self.from),
         };
         let owner = owner.ok_or(DropReason::SourceNotAllowed)?;

@@ -13,8 +13,8 @@ use super::allowed_ips::{AllowedIps, PeerIndex};
 use super::encap::{Encap, Sealer};
 use crate::proto::Endpoint;
 use crate::proto::activity::Activity;
+use crate::proto::output::Update;
 use crate::proto::session::Session;
-use crate::proto::update::Update;
 use crate::stats::drop::DropReason;
 use crate::time::Time;
 
@@ -30,7 +30,7 @@ pub enum Change {
 }
 
 /// Encapsulation, routes, peers and sessions, as one worker knows them.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct View {
     /// How packets become datagrams.
     pub encap: Encap,
@@ -46,7 +46,7 @@ pub struct View {
 }
 
 /// One peer as a worker sees it.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct PeerView {
     /// Its UDP address and the one of ours that it last sent to, once known.
     pub endpoint: Option<Endpoint>,

@@ -4,7 +4,6 @@
 //! over [`Driver`], so there is no dynamic call on the path and the tests run the worker that ships.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 
 use nix::errno::Errno;
 
@@ -13,16 +12,8 @@ use super::udp::WorkerSockets;
 use crate::offload::Part;
 use crate::offload::coalesce::Gather;
 use crate::offload::stride::Received;
+pub use crate::proto::Endpoint;
 use crate::time::Time;
-
-/// Where a datagram goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Endpoint {
-    /// The peer's UDP address.
-    pub remote: SocketAddr,
-    /// Our address to send from (IP_PKTINFO); `None` leaves it to the routing table.
-    pub local: Option<IpAddr>,
-}
 
 /// One send: `datagrams` equal datagrams (the last may be shorter) in one range of a lent buffer.
 #[derive(Clone, Copy, Debug)]

@@ -40,10 +40,10 @@
 pub mod activity;
 pub mod crypto;
 pub mod keys;
+pub mod output;
 pub mod replay;
 pub mod session;
 pub mod timers;
-pub mod update;
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -11,6 +11,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::data::{DataWorker, End, Flags, Parts};
 use super::device::Device;
+use super::handoff;
 use crate::control::config::{CORES_TO_PIN, DeviceConfig, IoChoice, PinChoice};
 use crate::control::logging;
 use crate::io::clock;
@@ -63,7 +64,8 @@ pub fn start(device: Device, config: &DeviceConfig) -> anyhow::Result<Crew> {
     let report = config.stats_interval.map(|every| Report { every, print: logging::print_lines });
     let stats = thread::spawn(counters.clone(), inbox, report).context("no stats thread")?;
     let flags = Arc::new(Flags::default());
-    let view = Arc::new(device.view);
+    let view = device.view;
+    let (outbox_to_protocol, _) = handoff::to_protocol();
     let merge = Merge { tcp: device.offloads.tso, udp: device.offloads.uso };
     let cores = cores_to_pin(config.pin, count);
     let bell = Waker::new().context("no doorbell for the main thread")?;
@@ -81,6 +83,8 @@ pub fn start(device: Device, config: &DeviceConfig) -> anyhow::Result<Crew> {
     let jobs = device.queues.into_iter().zip(counters).enumerate().map(|(index, (devices, counters))| {
         let parts = Parts {
             view: view.clone(),
+            orders: handoff::to_worker(None).1,
+            outbox: outbox_to_protocol.clone(),
             train_segments_max: device.train_segments_max,
             merge,
             counters,

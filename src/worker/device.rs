@@ -83,7 +83,7 @@ fn view(peers: &[PeerConfig], addresses: &[Vec<SocketAddr>], sockets: &UdpGroup)
     for (peer, addresses) in peers.iter().zip(addresses) {
         let index = view.add_peer(endpoint(addresses, sockets)?);
         for prefix in &peer.allowed_ips {
-            view.routes.insert(*prefix, index);
+            view.add_route(*prefix, index);
         }
     }
     Ok(view)

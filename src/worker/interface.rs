@@ -114,7 +114,7 @@ fn may_be_routed(prefix: IpNet, view: &View, name: &str) -> bool {
 
 /// The first endpoint that a route for `prefix` could catch.
 fn endpoint_within(prefix: IpNet, view: &View) -> Option<SocketAddr> {
-    view.peers.iter().filter_map(|peer| peer.endpoint).find(|endpoint| prefix.contains(&endpoint.ip()))
+    view.endpoints().find(|endpoint| prefix.contains(&endpoint.ip()))
 }
 
 /// Lets the kernel build superpackets that fit one train. On a gateway it must not: a forwarded superpacket over the

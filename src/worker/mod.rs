@@ -13,7 +13,10 @@
 pub mod crew;
 pub mod data;
 pub mod device;
+pub mod handoff;
 pub mod interface;
+pub mod refusals;
+pub mod stage;
 pub mod supervisor;
 
 use anyhow::Context;
