@@ -19,6 +19,8 @@ use uringvpn::io::tun::{self, OffloadSwitches, Tun, TunError, TunRequest};
 use uringvpn::io::udp::{self, Steering, UdpError, UdpGroup, UdpRequest};
 use uringvpn::offload::train::TRAIN_SEGMENTS_SAFE;
 
+#[path = "devices/descriptors.rs"]
+mod descriptors;
 #[path = "devices/wireguard.rs"]
 mod wireguard;
 
@@ -79,6 +81,19 @@ fn loopback(v6: bool) -> IpAddr {
 
 fn port(socket: &OwnedFd) -> u16 {
     UdpSocket::from(socket.as_fd().try_clone_to_owned().unwrap()).local_addr().unwrap().port()
+}
+
+fn wait_for(watch: &mut LinkWatch, index: u32, wanted: LinkEvent) {
+    let patience = Instant::now() + Duration::from_secs(5);
+    let mut seen = Vec::new();
+    while Instant::now() < patience {
+        seen.extend(watch.events(index).unwrap());
+        if seen.contains(&wanted) {
+            return;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    panic!("waited for {wanted:?}, saw {seen:?}");
 }
 
 mod devices {
@@ -507,19 +522,6 @@ mod netlink {
             ip("link delete uvt0");
             wait_for(&mut watch, tun.index, LinkEvent::Deleted);
         });
-    }
-
-    fn wait_for(watch: &mut LinkWatch, index: u32, wanted: LinkEvent) {
-        let patience = Instant::now() + Duration::from_secs(5);
-        let mut seen = Vec::new();
-        while Instant::now() < patience {
-            seen.extend(watch.events(index).unwrap());
-            if seen.contains(&wanted) {
-                return;
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-        panic!("waited for {wanted:?}, saw {seen:?}");
     }
 
     #[test]

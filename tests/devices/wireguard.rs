@@ -2,18 +2,19 @@
 
 use std::io::IoSliceMut;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
     ControlMessageOwned, MsgFlags, SockaddrStorage, getsockopt, recvmsg, setsockopt, sockopt,
 };
+use uringvpn::control::netlink::Netlink;
 use uringvpn::io::driver::Endpoint;
 use uringvpn::io::sys;
 use uringvpn::io::udp::{self, Mailer, Steering, UdpRequest, WorkerSockets};
 
-use super::{in_new_namespace, ip, loopback, port, receivers, udp_request};
+use super::{in_new_namespace, ip, loopback, open_tun, port, receivers, udp_request};
 
 /// One of WireGuard's messages, 32 bytes: its type, then the receiver index (for type 4).
 fn message(kind: u8, index: u32) -> Vec<u8> {
@@ -170,8 +171,47 @@ fn mail_to_a_family_without_a_socket_is_refused() {
     });
 }
 
+/// The next packet of `queue` of that IP version which is no router solicitation of the kernel's own.
+fn next_packet(queue: &OwnedFd, version: u8) -> Vec<u8> {
+    let mut buffer = vec![0; 65_551];
+    for _ in 0..100 {
+        let bytes = nix::unistd::read(queue, &mut buffer).unwrap();
+        let packet = &buffer[16..bytes];
+        if packet[0] >> 4 == version && !(version == 6 && packet[6] == ICMPV6) {
+            return packet.to_vec();
+        }
+    }
+    panic!("no IPv{version} packet of ours");
+}
+
+const ICMPV6: u8 = 58;
+const FRAGMENT_HEADER: u8 = 44;
+
 #[test]
-fn the_outer_packets_may_be_fragmented() {
+fn outer_packets_have_df_clear_and_one_longer_than_the_mtu_leaves_in_fragments() {
+    in_new_namespace(|| {
+        let tun = open_tun("uvt0", 1).unwrap();
+        Netlink::connect().unwrap().set_up(tun.index).unwrap();
+        ip("address add 10.9.0.1/24 dev uvt0");
+        ip("address add fd09::1/64 dev uvt0");
+        let group = udp::open(&wireguard_request()).unwrap();
+        let mailer = Mailer::new(&group.workers[0]).unwrap();
+        let to =
+            |address: &str| Endpoint { remote: SocketAddr::new(address.parse().unwrap(), 9), local: None };
+        let flags = |packet: &[u8]| packet[6] >> 5;
+        mailer.send(&[7; 100], to("10.9.0.2"), 0).unwrap();
+        assert_eq!(flags(&next_packet(&tun.queues[0], 4)), 0);
+        mailer.send(&[7; 2000], to("10.9.0.2"), 0).unwrap();
+        let more_fragments = 1;
+        assert_eq!(flags(&next_packet(&tun.queues[0], 4)), more_fragments);
+        assert_eq!(flags(&next_packet(&tun.queues[0], 4)), 0);
+        mailer.send(&[7; 2000], to("fd09::2"), 0).unwrap();
+        assert_eq!(next_packet(&tun.queues[0], 6)[6], FRAGMENT_HEADER);
+    });
+}
+
+#[test]
+fn no_socket_heeds_what_the_path_says_of_its_mtu() {
     in_new_namespace(|| {
         for worker in udp::open(&udp_request()).unwrap().workers {
             let (v4, v6) = (worker.v4.unwrap(), worker.v6.unwrap());
