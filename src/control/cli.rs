@@ -13,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::config::{ConfigError, DeviceConfig, IoChoice, MTU_DEFAULT, Offloads, PinChoice, QUEUES};
 use super::endpoint::{Listen, parse_address};
 use super::name::TUN_DEFAULT;
+use super::peer::PeerText;
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,7 +46,6 @@ impl CliError {
     pub fn exit_code(&self) -> u8 {
         match self {
             CliError::Clap(error) => u8::try_from(error.exit_code()).unwrap_or(2),
-            CliError::Config(ConfigError::KeyedNotBuilt { .. }) => 1,
             CliError::Config(_) => 2,
         }
     }
@@ -300,7 +300,9 @@ impl LowArgs {
             },
             addresses: words(&self.address, true).map(parse_address).collect::<Result<_, _>>()?,
             listen: self.listen.parse()?,
-            peers: words(&self.peer, false).map(str::parse).collect::<Result<_, _>>()?,
+            peers: words(&self.peer, false)
+                .map(|word| word.parse::<PeerText>().map(|text| text.peer))
+                .collect::<Result<_, _>>()?,
             mtu: u16::try_from(self.mtu).map_err(|_| ConfigError::Mtu { given: self.mtu })?,
             io: match self.io {
                 LowIo::Auto => IoChoice::Auto,
@@ -326,8 +328,11 @@ impl LowArgs {
             },
             routes: !self.no_routes,
             foreground: self.foreground,
+            uapi: !self.plaintext,
+            ..DeviceConfig::default()
         }
-        .check()
+        .check()?
+        .complete_allowed_ips()
     }
 }
 

@@ -20,7 +20,7 @@ pub const PORT_DEFAULT: u16 = 51820;
 pub struct Listen {
     /// One address of this host; `None` means all of them, IPv4 and IPv6.
     pub address: Option<IpAddr>,
-    /// UDP port, never 0 after parsing.
+    /// UDP port; 0 lets the kernel choose a free one.
     pub port: u16,
 }
 
@@ -109,7 +109,7 @@ impl FromStr for Listen {
     /// Reads `PORT`, `IPV4:PORT` or `[IPV6]:PORT`. The unspecified addresses mean what they say: one family only.
     ///
     /// # Errors
-    /// [`ListenError`], also for port 0.
+    /// [`ListenError`].
     fn from_str(text: &str) -> Result<Self, ListenError> {
         let error = |problem| ListenError { given: shorten(text), problem };
         let (address, port) = match text.rsplit_once(':') {
@@ -128,7 +128,8 @@ impl FromStr for Listen {
                 )),
             },
         };
-        let port = parse_port(port).ok_or_else(|| error("the port must be a number from 1 to 65535"))?;
+        let port = parse_digits(port)
+            .ok_or_else(|| error("the port must be a number from 1 to 65535, or 0 for any that is free"))?;
         Ok(Listen { address, port })
     }
 }
@@ -304,8 +305,8 @@ mod tests {
             listen("[::]:7"),
             Ok(Listen { address: Some(IpAddr::from(Ipv6Addr::UNSPECIFIED)), port: 7 })
         );
-        for wrong in ["", "0", "65536", "+7", ":7", "::1:7", "[::1]", "[::1]7", "localhost:7", "7:192.0.2.1"]
-        {
+        assert_eq!(listen("0"), Ok(Listen { address: None, port: 0 }));
+        for wrong in ["", "65536", "+7", ":7", "::1:7", "[::1]", "[::1]7", "localhost:7", "7:192.0.2.1"] {
             assert!(listen(wrong).is_err(), "{wrong:?}");
         }
     }

@@ -28,6 +28,9 @@ use crate::control::config::DeviceConfig;
 /// # Errors
 /// What the operator can help: devices, addresses, names. Also a worker that failed: then all stop.
 pub fn run(config: DeviceConfig, ready: impl FnOnce()) -> anyhow::Result<()> {
+    if !config.plaintext {
+        anyhow::bail!("the encrypted data path is not connected yet; nothing was sent");
+    }
     device::raise_limits();
     let device = device::open(&config)?;
     // Until here a signal ends us, also while a name is resolved. Before any thread exists, so that all inherit the mask.
