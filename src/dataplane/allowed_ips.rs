@@ -25,6 +25,14 @@ impl AllowedIps {
         }
     }
 
+    /// Takes `prefix` away from whoever has it, and tells who that was.
+    pub fn remove(&mut self, prefix: IpNet) -> Option<PeerIndex> {
+        match prefix {
+            IpNet::V4(v4) => self.v4.remove(&v4.trunc()),
+            IpNet::V6(v6) => self.v6.remove(&v6.trunc()),
+        }
+    }
+
     /// The peer that owns `address`.
     pub fn lookup(&self, address: IpAddr) -> Option<PeerIndex> {
         match address {

@@ -15,9 +15,12 @@ pub mod data;
 pub mod device;
 pub mod handoff;
 pub mod interface;
+pub mod outer;
+pub mod protocol;
 pub mod refusals;
 pub mod stage;
 pub mod supervisor;
+pub mod tunnel;
 
 use anyhow::Context;
 
