@@ -7,6 +7,9 @@ pub mod logging;
 pub mod name;
 pub mod netlink;
 pub mod peer;
+pub mod uapi;
+mod uapi_client;
+pub mod uapi_socket;
 
 /// For error messages: the first 100 characters.
 fn shorten(text: &str) -> String {
