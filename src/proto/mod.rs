@@ -39,9 +39,13 @@
 
 pub mod activity;
 pub mod crypto;
+pub mod index;
 pub mod keys;
+pub mod noise;
 pub mod replay;
+pub mod rng;
 pub mod session;
+pub mod tai64n;
 pub mod timers;
 
 use std::net::{IpAddr, SocketAddr};
