@@ -137,7 +137,8 @@ fn heard(receiver: &UdpSocket) -> (Vec<u8>, SocketAddr, i32) {
 fn mail_leaves_from_the_listen_port_with_its_source_and_class_and_a_stale_source_is_given_up() {
     in_new_namespace(|| {
         ip("address add 10.9.0.1/32 dev lo");
-        ip("address add fd09::1/128 dev lo");
+        // Without duplicate address detection: the address can be used at once.
+        ip("address add fd09::1/128 dev lo nodad");
         let group = udp::open(&wireguard_request()).unwrap();
         let mailer = Mailer::new(&group.workers[0]).unwrap();
         for (v6, ours, stale) in [(false, "10.9.0.1", "192.0.2.7"), (true, "fd09::1", "2001:db8::7")] {
@@ -193,7 +194,7 @@ fn outer_packets_have_df_clear_and_one_longer_than_the_mtu_leaves_in_fragments()
         let tun = open_tun("uvt0", 1).unwrap();
         Netlink::connect().unwrap().set_up(tun.index).unwrap();
         ip("address add 10.9.0.1/24 dev uvt0");
-        ip("address add fd09::1/64 dev uvt0");
+        ip("address add fd09::1/64 dev uvt0 nodad");
         let group = udp::open(&wireguard_request()).unwrap();
         let mailer = Mailer::new(&group.workers[0]).unwrap();
         let to =
