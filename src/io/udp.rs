@@ -36,8 +36,9 @@ const TRAIN_SEGMENTS_PROBED: [u16; 3] = [128, TRAIN_SEGMENTS_SAFE, 2];
 /// Where send ports are looked for: the kernel's default net.ipv4.ip_local_port_range.
 const SEND_PORTS: Range<u16> = 32768..61000;
 
-/// How long a taken port is waited for: the ring of a process that was killed holds its sockets for a moment.
-const BUSY_PATIENCE: Span = Span::from_secs(1);
+/// How long it is worth waiting for a taken port at the start: the ring of a process that was killed holds its sockets
+/// for a moment.
+pub const BUSY_PATIENCE: Span = Span::from_secs(1);
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 /// How often a free port is drawn until it is free in both families.
@@ -73,6 +74,8 @@ pub struct UdpRequest {
     pub steering: Steering,
     /// The mark of everything we send (SO_MARK), for policy routing; 0 is none.
     pub fwmark: u32,
+    /// How long to wait for a port that is taken.
+    pub patience: Span,
 }
 
 /// One worker's sockets of one family, non-blocking.
@@ -234,7 +237,7 @@ pub enum UdpError {
     },
 }
 
-/// Opens every socket the workers need and steers them. Waits up to a second for a port that is taken.
+/// Opens every socket the workers need and steers them.
 ///
 /// The port is ours alone when this returns: another program that has it, with SO_REUSEPORT or without, makes this
 /// fail, and a second instance is refused. (A program of the same user that sets SO_REUSEPORT could join later; the
@@ -249,7 +252,7 @@ pub fn open(request: &UdpRequest) -> Result<UdpGroup, UdpError> {
         return Err(UdpError::WorkerCount { workers: request.workers });
     }
     let mut draws = 0;
-    let give_up = clock::now() + BUSY_PATIENCE;
+    let give_up = clock::now() + request.patience;
     let families = loop {
         draws += 1;
         match open_families(request) {

@@ -3,6 +3,7 @@
 use nix::errno::Errno;
 
 use crate::io::udp::{self, Mailer, UdpError, UdpGroup, UdpRequest, WorkerSockets};
+use crate::time::Span;
 
 /// What the protocol thread holds of the sockets that the workers use.
 #[derive(Debug)]
@@ -64,7 +65,8 @@ impl Outer {
         if port == self.port {
             return Ok(Vec::new());
         }
-        let request = UdpRequest { port, ..self.request.clone() };
+        // Nobody who waits for an answer should wait for a port.
+        let request = UdpRequest { port, patience: Span::ZERO, ..self.request.clone() };
         let group = udp::open(&request).map_err(|error| {
             tracing::debug!("listen port {port}: {error}");
             errno(&error)

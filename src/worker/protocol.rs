@@ -56,8 +56,8 @@ pub struct Sources {
 /// Peers whose endpoint is a host name.
 #[derive(Debug)]
 pub struct Names {
-    /// Looks addresses up.
-    pub resolver: Resolver,
+    /// Looks addresses up; `None` if there are no names.
+    pub resolver: Option<Resolver>,
     /// The names.
     pub peers: HashMap<PublicKey, HostPort>,
 }
@@ -78,9 +78,7 @@ impl Protocol {
 
     /// Works until told to stop.
     pub fn run(mut self, sources: &Sources) {
-        for (key, name) in &self.names.peers {
-            self.names.resolver.request(*key, name.clone());
-        }
+        self.names.peers.keys().for_each(|key| self.look_up(key));
         loop {
             self.speak();
             let Sources { inbox, commands, notices, addresses } = sources;
@@ -136,8 +134,12 @@ impl Protocol {
     /// A peer that does not answer may have moved to another address of the same name.
     fn look_up_again(&self, change: &Change) {
         let Some(status) = gave_up(change).and_then(|peer| self.tunnel.device.peer(peer)) else { return };
-        if let Some(name) = self.names.peers.get(status.public_key) {
-            self.names.resolver.request(*status.public_key, name.clone());
+        self.look_up(status.public_key);
+    }
+
+    fn look_up(&self, key: &PublicKey) {
+        if let (Some(resolver), Some(name)) = (&self.names.resolver, self.names.peers.get(key)) {
+            resolver.request(*key, name.clone());
         }
     }
 
