@@ -38,10 +38,12 @@
 //! | §6 timers | [`timers`], [`peer`] |
 
 pub mod activity;
+pub mod cookie;
 pub mod crypto;
 pub mod index;
 pub mod keys;
 pub mod noise;
+pub mod rate_limit;
 pub mod replay;
 pub mod rng;
 pub mod session;
