@@ -7,8 +7,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::activity::{Activity, NewsSet};
 use super::activity::News::{Active, Confirmed, RekeyDue, SessionWanted};
+use super::activity::{Activity, NewsSet};
 use super::cookie::{MacChecker, MacWriter};
 use super::index::Indices;
 use super::keys::{PresharedKey, PublicKey};
@@ -22,7 +22,7 @@ use super::tai64n::Tai64n;
 use super::timers::{INITIATION_INTERVAL_MIN, REKEY_TIMEOUT, WIPE_AFTER_TIME};
 use super::{Endpoint, PeerIndex};
 use crate::time::{Span, Time, WallTime};
-use crate::wire::message::{KEEPALIVE_BYTES, RESPONSE_BYTES};
+use crate::wire::message::{INITIATION_BYTES, KEEPALIVE_BYTES, RESPONSE_BYTES};
 
 /// Now, on both clocks.
 #[derive(Clone, Copy)]
@@ -140,7 +140,7 @@ impl Peer {
             shared.updates.push_back(Update::Endpoint { peer: self.index, endpoint: self.endpoint });
         }
         if std::mem::take(&mut self.wanted) {
-            self.timers.initiate_at(Time::default());
+            self.begin_at(Time::default());
         }
     }
 
@@ -159,7 +159,8 @@ impl Peer {
         if news.has(SessionWanted) {
             self.session_wanted(shared, at);
         }
-        if news.has(RekeyDue) && self.slots.current().is_some_and(|session| session.rekey_due_on_send(at.now)) {
+        if news.has(RekeyDue) && self.slots.current().is_some_and(|session| session.rekey_due_on_send(at.now))
+        {
             self.rekey(shared, at);
         }
         if news.has(Active) {
@@ -212,7 +213,7 @@ impl Peer {
         };
         let soonest = self.soonest_initiation(at.now);
         if soonest > at.now {
-            return self.timers.initiate_at(soonest);
+            return self.timers.initiate_if_idle(soonest);
         }
         self.handshake_sent_at = Some(at.now);
         if let Some(message) = self.create_initiation(shared, at) {
@@ -268,13 +269,12 @@ impl Peer {
         }
     }
 
-    /// Answers an initiation that is wholly verified, if it is new. `bytes` is its length.
+    /// Answers an initiation that is wholly verified, if it is new.
     pub(super) fn respond(
         &mut self,
         shared: &mut Shared,
         consumed: &Consumed,
         from: Endpoint,
-        bytes: u64,
         at: Moment,
     ) -> Handled {
         if self.stamp_accepted >= Some(consumed.timestamp) {
@@ -293,7 +293,7 @@ impl Peer {
         self.stamp_accepted = Some(consumed.timestamp);
         self.accepted_at = Some(at.now);
         self.handshake_sent_at = Some(at.now);
-        self.activity.control_received(bytes, at.now);
+        self.activity.control_received(INITIATION_BYTES as u64, at.now);
         self.move_to(shared, from);
         self.macs.write_macs(&mut message, at.now);
         self.add_session(shared, Role::Responder, local_index, keys, at.now);
@@ -331,7 +331,14 @@ impl Peer {
         Handled::ResponseAccepted(self.index)
     }
 
-    fn add_session(&mut self, shared: &mut Shared, role: Role, local_index: u32, keys: TransportKeys, now: Time) {
+    fn add_session(
+        &mut self,
+        shared: &mut Shared,
+        role: Role,
+        local_index: u32,
+        keys: TransportKeys,
+        now: Time,
+    ) {
         let TransportKeys { sealing, opening, remote_index } = keys;
         let peer = self.index;
         let keys = Keys { peer, local_index, remote_index, role, sealing, opening, created: now };
@@ -404,13 +411,17 @@ impl Peer {
     /// Everything begins anew: our key is another one, or the interface went down.
     pub(super) fn reset(&mut self, shared: &mut Shared) {
         self.wipe(shared);
-        self.keys.set_local(None);
-        self.keyed = false;
         self.handshake_sent_at = None;
         self.wanted = false;
         self.timers = Timers::default();
         self.activity.forget();
         self.activity.set_watched(false);
+    }
+
+    /// What was computed with our key is no longer right.
+    pub(super) fn forget_local_key(&mut self) {
+        self.keys.set_local(None);
+        self.keyed = false;
     }
 
     fn drop_outstanding(&mut self, shared: &mut Shared) {
@@ -444,7 +455,10 @@ impl Shared {
 /// Not printed: keys.
 impl std::fmt::Debug for Peer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Peer").field("index", &self.index).field("public", self.keys.public()).finish_non_exhaustive()
+        f.debug_struct("Peer")
+            .field("index", &self.index)
+            .field("public", self.keys.public())
+            .finish_non_exhaustive()
     }
 }
 

@@ -33,6 +33,8 @@ pub(super) struct Timers {
     /// What is added to [`DEAF_TIMEOUT`].
     deaf_jitter: Span,
     persistent: Option<Time>,
+    /// Whether the next persistent keepalive is the first.
+    persistent_begins: bool,
     pub(super) wipe_at: Option<Time>,
 }
 
@@ -42,9 +44,9 @@ impl Timers {
         self.initiation.is_some()
     }
 
-    /// Begins a handshake at `time`, unless one is begun sooner.
-    pub(super) fn initiate_at(&mut self, time: Time) {
-        self.initiation = Some(self.initiation.map_or(time, |planned| planned.min(time)));
+    /// Begins a handshake at `time`, unless one is under way.
+    pub(super) fn initiate_if_idle(&mut self, time: Time) {
+        self.initiation.get_or_insert(time);
     }
 
     /// The attempts count from the one under way, if there is one.
@@ -158,6 +160,17 @@ impl Peer {
         Span::from_nanos(DEAF_TIMEOUT.as_nanos() + self.timers.deaf_jitter.as_nanos())
     }
 
+    /// A handshake begins at `time`.
+    pub(super) fn begin_at(&mut self, time: Time) {
+        self.timers.initiation = Some(time);
+    }
+
+    /// Persistent keepalives begin at `time`, whatever has passed before.
+    pub(super) fn begin_persistent_at(&mut self, time: Time) {
+        self.timers.persistent = Some(time);
+        self.timers.persistent_begins = true;
+    }
+
     /// Sends a persistent keepalive now, and whenever nothing has passed for so long.
     pub(super) fn start_persistent(&mut self, shared: &mut Shared, at: Moment) {
         self.send_keepalive(shared, at);
@@ -172,7 +185,7 @@ impl Peer {
     fn persist(&mut self, shared: &mut Shared, at: Moment) {
         let passed = self.activity.traversed_at().unwrap_or_default();
         let due = passed + self.persistent_interval();
-        if due > at.now {
+        if due > at.now && !std::mem::take(&mut self.timers.persistent_begins) {
             self.timers.persistent = Some(due);
         } else {
             self.start_persistent(shared, at);
