@@ -67,6 +67,7 @@ fn udp_request() -> UdpRequest {
         buffer_bytes: 1 << 20,
         steering: Steering::SourcePort,
         fwmark: 0,
+        patience: udp::BUSY_PATIENCE,
     }
 }
 

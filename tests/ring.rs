@@ -121,6 +121,7 @@ fn open_sockets(address: Option<IpAddr>) -> (WorkerSockets, u16) {
         buffer_bytes: 4 << 20,
         steering: Steering::SourcePort,
         fwmark: 0,
+        patience: udp::BUSY_PATIENCE,
     };
     let mut group = udp::open(&request).unwrap();
     (group.workers.remove(0), group.port)

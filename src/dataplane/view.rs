@@ -67,7 +67,12 @@ pub enum Way<'a> {
 }
 
 impl View {
-    /// Adds a peer at `endpoint` and returns its index.
+    /// Without peers: they come as [`Change`]s. `mtu` is the interface's.
+    pub fn for_wireguard(mtu: u16) -> View {
+        View { encap: Encap::WireGuard, mtu, ..View::default() }
+    }
+
+    /// Adds a peer at `endpoint` and returns its index; for plaintext mode.
     pub fn add_peer(&mut self, endpoint: Option<SocketAddr>) -> PeerIndex {
         let peer = self.peers.len() as PeerIndex;
         self.addresses.extend(endpoint.map(|endpoint| endpoint.ip()));

@@ -175,7 +175,7 @@ fn probe_udp() -> Vec<Feature> {
             buffer_bytes: BUFFER_BYTES,
             steering: Steering::SourcePort,
             fwmark: 0,
-            patience: Span::ZERO,
+            patience: crate::time::Span::ZERO,
         })
     };
     let v4 = open(Ipv4Addr::UNSPECIFIED.into());

@@ -43,7 +43,6 @@ pub mod crypto;
 pub mod device;
 pub mod index;
 pub mod keys;
-pub mod output;
 pub mod noise;
 pub mod output;
 mod peer;

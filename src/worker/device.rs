@@ -10,7 +10,6 @@ use super::outer::Outer;
 use crate::control::config::{DeviceConfig, Offloads};
 use crate::control::endpoint::HostPort;
 use crate::control::peer::PeerConfig;
-use crate::dataplane::encap::Encap;
 use crate::dataplane::view::View;
 use crate::io::descriptor;
 use crate::io::message::Devices;
@@ -65,7 +64,7 @@ pub fn open(config: &DeviceConfig) -> anyhow::Result<Device> {
     let view = if config.plaintext {
         plain_view(&config.peers, &addresses, &sockets)?
     } else {
-        View { encap: Encap::WireGuard, mtu: config.mtu, ..View::default() }
+        View::for_wireguard(config.mtu)
     };
     let outer = (!config.plaintext).then(|| Outer::new(request, &sockets)).transpose()?;
     let tun = open_tun(config)?;
