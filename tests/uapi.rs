@@ -465,6 +465,9 @@ fn names_and_places_that_cannot_be_are_refused_in_a_sentence() {
         let error = bind_in(&place, "wg0").unwrap_err();
         assert!(matches!(error, UapiSocketError::System { .. }), "{error}");
     }
+    // Nobody makes directories there, not even root.
+    let error = bind_in(Path::new("/sys/uringvpn"), "wg0").unwrap_err();
+    assert!(matches!(error, UapiSocketError::Permission(_)), "{error}");
 }
 
 #[test]
