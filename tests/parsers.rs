@@ -7,6 +7,7 @@ use packets::*;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
+use uringvpn::control::uapi::{Request, RequestError, RequestLimits, RequestParser};
 use uringvpn::offload::Part;
 use uringvpn::offload::coalesce::{Coalescer, Merge};
 use uringvpn::offload::split::Split;
@@ -49,6 +50,31 @@ fn swallow_twice(read: &[u8]) {
     swallow(read, &mut coalescer);
     swallow(read, &mut coalescer);
     assert!(coalescer.drain().count() <= 2);
+}
+
+/// What the configuration protocol's parser makes of `text` when it comes in pieces of these sizes.
+fn requests(text: &[u8], pieces: impl Iterator<Item = usize>) -> Vec<Result<Request, RequestError>> {
+    let mut parser = RequestParser::new(RequestLimits::default(), |_| Some(1));
+    let (mut rest, mut found) = (text, Vec::new());
+    for piece in pieces {
+        let (mut now, later) = rest.split_at(piece.min(rest.len()));
+        rest = later;
+        while let Some(request) = parser.feed(&mut now) {
+            found.push(request);
+        }
+        assert!(now.is_empty(), "what is not the end of a request is taken");
+    }
+    found
+}
+
+fn check_requests(text: &[u8], piece: usize) -> Result<(), TestCaseError> {
+    let whole = requests(text, std::iter::once(text.len()));
+    let pieces = requests(text, std::iter::repeat_n(piece, text.len()));
+    prop_assert_eq!(&whole, &pieces);
+    let ended = text.split_inclusive(|&byte| byte == b'\n');
+    let blank = ended.filter(|&line| line == b"\n" || line == b"\r\n").count();
+    prop_assert_eq!(whole.len(), blank, "one answer per blank line");
+    Ok(())
 }
 
 proptest! {
@@ -110,5 +136,24 @@ proptest! {
             at = range.end;
         }
         prop_assert_eq!(at, bytes);
+    }
+
+    #[test]
+    fn arbitrary_configuration_requests_are_answered_once_each(
+        text in vec(prop_oneof![any::<u8>(), Just(b'\n'), Just(b'='), Just(b'\r')], 0..300), piece in 1usize..20,
+    ) {
+        check_requests(&text, piece)?;
+    }
+
+    #[test]
+    fn so_are_those_made_of_a_requests_pieces(
+        pieces in vec(prop::sample::select(vec![
+            "set=1\n", "get=1\n", "\n", "\r\n", "=", "public_key=", "allowed_ip=", "endpoint=", "remove=true\n", "-", "/",
+            "replace_peers=true\n", "private_key=", "0000000000000000000000000000000000000000000000000000000000000000",
+            "10.0.0.0/8\n", "[fe80::1%x]:1\n", "::/0", "fwmark=", "7", "listen_port=", "\0", "ü", "%",
+        ]), 0..30),
+        piece in 1usize..20,
+    ) {
+        check_requests(pieces.concat().as_bytes(), piece)?;
     }
 }

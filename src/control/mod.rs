@@ -1,4 +1,4 @@
-//! Everything that decides what the tunnel should be: command line, configuration, netlink.
+//! Everything that decides what the tunnel should be: command line, configuration, netlink, `wg`.
 
 pub mod cli;
 pub mod config;

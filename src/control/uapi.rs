@@ -36,7 +36,7 @@ pub struct RequestLimits {
 }
 
 /// Enough to replace 1,048,576 peers (the kernel's limit), each with all its settings and a few allowed IPs, by as many
-/// others. What is understood of such a request takes about as many bytes as its text.
+/// others. What is understood of such a request takes at most about three times as many bytes as its text.
 impl Default for RequestLimits {
     fn default() -> RequestLimits {
         RequestLimits { bytes: 512 << 20, peers: 2 << 20, allowed_ips: 8 << 20 }
@@ -87,6 +87,9 @@ pub struct PeerChange {
     /// To be applied in order.
     pub allowed_ips: Vec<AllowedIpChange>,
 }
+
+// The shortest peer is a line of 76 bytes, the shortest allowed IP one of 16: what RequestLimits says of memory.
+const _: () = assert!(size_of::<PeerChange>() <= 144 && size_of::<AllowedIpChange>() <= 20);
 
 /// One allowed IP more or less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -267,7 +270,9 @@ impl RequestParser {
             b"" => Ok(()),
             _ => self.understand_line(),
         };
-        self.line.zeroize();
+        // What was written, not the whole allocation: the rest has been wiped with the lines before.
+        self.line.as_mut_slice().zeroize();
+        self.line.clear();
         if let Err(problem) = understood {
             self.fail(problem);
         }

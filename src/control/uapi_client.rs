@@ -104,26 +104,35 @@ impl Clients {
         let stream = Arc::clone(&client.stream);
         let live = Live { stream, active_ns: Arc::clone(&client.active_ns), _cancel: cancel };
         let clients = Arc::clone(self);
-        // The lock is held: a thread that ends at once finds its entry only after it was made.
         let thread = std::thread::Builder::new().name("uapi-client".into()).spawn(move || {
+            // Dropped after a panic too. The lock is held by whoever starts us, so a thread that ends at once finds its
+            // entry made. Not made by them: it would wait for their own lock if there is no thread to be had.
+            let _entry = Entry { clients, stream: Arc::clone(&client.stream) };
             // Whatever goes wrong with a client is the end of it and of nothing else.
             if let Err(error) = client.run() {
                 tracing::debug!("a client of the configuration socket was dropped: {error}");
             }
-            clients.forget(&client.stream);
         })?;
         table.live.push(live);
         table.threads.push(thread);
         Ok(())
     }
 
-    fn forget(&self, stream: &Arc<UnixStream>) {
-        self.table().live.retain(|live| !Arc::ptr_eq(&live.stream, stream));
-    }
-
     fn table(&self) -> MutexGuard<'_, Table> {
         // Every change of the table is whole, so one that was interrupted by a panic is no danger.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A client's place in the table, held by its thread.
+struct Entry {
+    clients: Arc<Clients>,
+    stream: Arc<UnixStream>,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.clients.table().live.retain(|live| !Arc::ptr_eq(&live.stream, &self.stream));
     }
 }
 
@@ -172,7 +181,7 @@ impl Client {
             Ok(Request::Get) => emit(&self.ask(Command::Get)?, &mut out)?,
             Ok(Request::Set(request)) => emit_errno(self.set(request)?, &mut out)?,
             Err(error) => {
-                tracing::debug!("configuration refused: {error}");
+                tracing::info!("a configuration request was refused: {error}");
                 emit_errno(Err(error.errno()), &mut out)?;
                 if error.problem == RequestProblem::TooLarge {
                     out.flush()?;
@@ -234,7 +243,8 @@ impl Write for Outgoing<'_> {
             }
             self.client.was_active();
         }
-        self.text.zeroize();
+        self.text.as_mut_slice().zeroize();
+        self.text.clear();
         Ok(())
     }
 }

@@ -416,3 +416,29 @@ fn watch_file(path: &Path) -> Result<Inotify, Errno> {
     events.add_watch(path, flags | AddWatchFlags::IN_DONT_FOLLOW)?;
     Ok(events)
 }
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::bounded;
+
+    use super::*;
+
+    #[test]
+    fn a_removal_is_noticed_without_inotify_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let Listener { socket, file } = bind_in(directory.path(), "wg0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let file = Arc::new(file.unwrap());
+        let watch = Some(Watch { file: Arc::clone(&file), events: None });
+        let stop = Waker::new().unwrap();
+        let (commands, _inbox) = bounded(0);
+        let clients = Arc::new(Clients::new(commands, ClientLimits::default()));
+        let acceptor = Acceptor { socket, stop: stop.clone(), clients, watch };
+        let (tell, removed) = bounded(1);
+        let thread = std::thread::spawn(move || acceptor.run(move || tell.send(()).unwrap()));
+        fs::remove_file(&file.path).unwrap();
+        removed.recv().unwrap();
+        stop.wake();
+        thread.join().unwrap();
+    }
+}
