@@ -437,6 +437,19 @@ fn check_mode(peer: &PeerConfig, plaintext: bool) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// Reads a firewall mark: decimal, hexadecimal after `0x`, or `off` for 0.
+pub fn parse_fwmark(text: &str) -> Option<u32> {
+    if text.eq_ignore_ascii_case("off") {
+        return Some(0);
+    }
+    let (digits, radix) = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => (digits, 16),
+        None => (text, 10),
+    };
+    // `from_str_radix` would take a sign.
+    if digits.starts_with(['+', '-']) { None } else { u32::from_str_radix(digits, radix).ok() }
+}
+
 /// The default routes of both families.
 fn everything() -> Vec<IpNet> {
     vec![Ipv4Net::default().into(), Ipv6Net::default().into()]
@@ -559,6 +572,18 @@ mod tests {
         assert!(DeviceConfig { listen, ..encrypted(&[&a, &b]) }.check().is_ok());
         let error = DeviceConfig { listen, ..plain(&["h:1"]) }.check().unwrap_err();
         assert!(error.to_string().starts_with("listen 0: "), "{error}");
+    }
+
+    #[test]
+    fn a_mark_is_decimal_hexadecimal_or_off() {
+        for (text, mark) in
+            [("0", 0), ("off", 0), ("OFF", 0), ("51820", 51820), ("0xca6C", 0xca6c), ("4294967295", u32::MAX)]
+        {
+            assert_eq!(parse_fwmark(text), Some(mark), "{text}");
+        }
+        for wrong in ["", "0x", "+1", "-1", "0x+1", "4294967296", "ca6c", "1 "] {
+            assert_eq!(parse_fwmark(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

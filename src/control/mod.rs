@@ -1,12 +1,16 @@
-//! Everything that decides what the tunnel should be: command line, configuration, netlink.
+//! Everything that decides what the tunnel should be: command line, configuration file, netlink.
 
 pub mod cli;
 pub mod config;
 pub mod endpoint;
+pub mod file;
+pub mod key_commands;
 pub mod logging;
 pub mod name;
 pub mod netlink;
 pub mod peer;
+pub mod resolve;
+pub mod secret;
 
 /// For error messages: the first 100 characters.
 fn shorten(text: &str) -> String {
