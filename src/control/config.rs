@@ -7,14 +7,16 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
 use std::os::fd::RawFd;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::endpoint::{AddressError, HostPort, Listen, ListenError, PORT_DEFAULT};
+use super::file::FileError;
 use super::name::{NameProblem, TUN_DEFAULT, check_name};
 use super::peer::{PEER_EXAMPLE, PeerConfig, PeerError, drop_repetitions, truncate_prefixes};
-use super::shorten;
+use super::secret::{SecretError, quote};
 use crate::proto::keys::{PrivateKey, PublicKey};
 
 /// Queues, hence workers, a device may have. linux/if_tun.h: MAX_TAP_QUEUES is 256.
@@ -150,9 +152,9 @@ impl Default for Offloads {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// The interface name is one the kernel would refuse.
-    #[error("interface name {name:?}: {problem}; a correct name is for example {TUN_DEFAULT}")]
+    #[error("interface name {name}: {problem}; a correct name is for example {TUN_DEFAULT}")]
     Name {
-        /// The name given.
+        /// The name given, as a message may show it.
         name: String,
         /// Which rule it breaks.
         problem: NameProblem,
@@ -197,6 +199,42 @@ pub enum ConfigError {
     /// A peer that cannot be parsed.
     #[error(transparent)]
     Peer(#[from] PeerError),
+    /// A file with a key that gives us none.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// A mistake in the configuration file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A configuration file whose name is not that of an interface.
+    #[error(
+        "config {}: the interface gets the file's name, which must be one like wg0.conf; or give --tun NAME", .path.display()
+    )]
+    NameOfFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A mark that is no number.
+    #[error("fwmark {given}: must be a number up to 0xffffffff, for example 51820 or 0xca6c, or off")]
+    Fwmark {
+        /// The text given, as a message may show it.
+        given: String,
+    },
+    /// A descriptor that is handed in has a number.
+    #[error("{variable} {given}: must be the number of an open descriptor, 3 or higher")]
+    Descriptor {
+        /// The environment variable.
+        variable: &'static str,
+        /// Its value, as a message may show it.
+        given: String,
+    },
+    /// Two options that cannot both be honoured.
+    #[error("{0} and {1} exclude each other: remove one of them")]
+    Excluding(&'static str, &'static str),
+    /// A key in a place where only the command line would see it.
+    #[error(
+        "an argument or environment variable holds what may be a key, where none belongs; keys are in files, see --private-key in --help"
+    )]
+    MisplacedKey,
     /// Nobody to talk to.
     #[error(
         "no peer given: add --private-key FILE --peer PUBLIC_KEY@HOST:PORT, or --plaintext --peer HOST:PORT, for example --plaintext --peer 192.0.2.7:{PORT_DEFAULT}"
@@ -345,8 +383,9 @@ impl DeviceConfig {
         Ok(self)
     }
 
-    fn check_device(&self) -> Result<(), ConfigError> {
-        check_name(&self.tun).map_err(|problem| ConfigError::Name { name: shorten(&self.tun), problem })?;
+    /// The part of [`check`](DeviceConfig::check) that looks at the device alone: what can be said before files are read.
+    pub(super) fn check_device(&self) -> Result<(), ConfigError> {
+        check_name(&self.tun).map_err(|problem| ConfigError::Name { name: quote(&self.tun), problem })?;
         if !QUEUES.contains(&self.queues) {
             return Err(ConfigError::Queues { given: self.queues as u64 });
         }

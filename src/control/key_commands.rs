@@ -2,7 +2,7 @@
 //!
 //! Source: wireguard-tools src/genkey.c and pubkey.c.
 
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 
 use nix::sys::stat::{SFlag, fstat};
@@ -34,7 +34,7 @@ pub enum KeyCommandError {
 ///
 /// # Errors
 /// [`KeyCommandError::Random`], [`KeyCommandError::Output`].
-pub fn generate_private(out: &mut impl Write) -> Result<(), KeyCommandError> {
+pub fn generate_private(out: &mut dyn Write) -> Result<(), KeyCommandError> {
     let mut bytes = random()?;
     let key = PrivateKey::from_bytes(bytes);
     bytes.zeroize();
@@ -45,7 +45,7 @@ pub fn generate_private(out: &mut impl Write) -> Result<(), KeyCommandError> {
 ///
 /// # Errors
 /// [`KeyCommandError::Random`], [`KeyCommandError::Output`].
-pub fn generate_preshared(out: &mut impl Write) -> Result<(), KeyCommandError> {
+pub fn generate_preshared(out: &mut dyn Write) -> Result<(), KeyCommandError> {
     let mut bytes = random()?;
     let key = PresharedKey::from_bytes(bytes);
     bytes.zeroize();
@@ -58,7 +58,7 @@ pub fn generate_preshared(out: &mut impl Write) -> Result<(), KeyCommandError> {
 ///
 /// # Errors
 /// [`KeyCommandError`]; no message repeats the input.
-pub fn derive_public(input: &mut impl Read, out: &mut impl Write) -> Result<(), KeyCommandError> {
+pub fn derive_public(input: &mut dyn Read, out: &mut dyn Write) -> Result<(), KeyCommandError> {
     // Read into one place: a buffer that grows would leave copies behind.
     let mut text = Zeroizing::new([0; KEY_CHARS]);
     input.read_exact(text.as_mut_slice()).map_err(|error| match error.kind() {
@@ -71,7 +71,7 @@ pub fn derive_public(input: &mut impl Read, out: &mut impl Write) -> Result<(), 
     print(out, &key.public_key().to_base64())
 }
 
-fn expect_blank(input: &mut impl Read) -> Result<(), KeyCommandError> {
+fn expect_blank(input: &mut dyn Read) -> Result<(), KeyCommandError> {
     let mut rest = [0; 64];
     loop {
         match input.read(&mut rest) {
@@ -90,12 +90,12 @@ fn random() -> Result<[u8; KEY_BYTES], KeyCommandError> {
     Ok(bytes)
 }
 
-fn print(out: &mut impl Write, key: &str) -> Result<(), KeyCommandError> {
+fn print(out: &mut dyn Write, key: &str) -> Result<(), KeyCommandError> {
     writeln!(out, "{key}").and_then(|()| out.flush()).map_err(KeyCommandError::Output)
 }
 
 /// What to say before a secret goes to `out`, if everybody can read the file behind it.
-pub fn exposure(out: &(impl AsFd + IsTerminal)) -> Option<&'static str> {
+pub fn exposure(out: &impl AsFd) -> Option<&'static str> {
     let status = fstat(out).ok()?;
     let kind = SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT;
     (kind == SFlag::S_IFREG && status.st_mode & 0o007 != 0)

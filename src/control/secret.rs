@@ -100,9 +100,14 @@ pub fn is_key(text: &str) -> bool {
     crate::proto::keys::PresharedKey::from_str(text.trim()).is_ok()
 }
 
-/// `text` in quotes for a message: shortened, and nothing of it that could be a key.
+/// `text` for a message: shortened, and nothing of it that could be a key.
+pub fn show(text: &str) -> String {
+    if holds_key(text) { "(not shown, it may be a key)".to_owned() } else { shorten(text) }
+}
+
+/// As [`show`], in quotes.
 pub fn quote(text: &str) -> String {
-    if holds_key(text) { "(not shown, it may be a key)".to_owned() } else { format!("{:?}", shorten(text)) }
+    if holds_key(text) { show(text) } else { format!("{:?}", shorten(text)) }
 }
 
 /// Whether a run of characters in it is as long as a key and made of a key's characters.
@@ -116,15 +121,12 @@ pub fn holds_key(text: &str) -> bool {
 /// White space around the key does not count.
 ///
 /// # Errors
-/// [`SecretError`]; `option` says where a key was given instead of a file.
+/// [`SecretError`]; its messages name `option` if that had a key instead of a file.
 pub fn read_key<K>(path: &Path, option: &'static str) -> Result<(K, bool), SecretError>
 where
     K: FromStr<Err = KeyError>,
 {
-    if path.to_str().is_some_and(is_key) {
-        return Err(SecretError::KeyGiven { option });
-    }
-    let secret = read(path, KEY_FILE_BYTES_MAX)?;
+    let secret = read(path, option, KEY_FILE_BYTES_MAX)?;
     let not_a_key = |problem| SecretError::NotAKey { path: path.to_owned(), problem };
     let text = std::str::from_utf8(&secret.bytes).map_err(|_| not_a_key(Some(KeyError::Base64)))?;
     if text.trim().is_empty() {
@@ -139,7 +141,10 @@ where
 ///
 /// # Errors
 /// [`SecretError`], above `bytes_max` too.
-pub fn read(path: &Path, bytes_max: usize) -> Result<Secret, SecretError> {
+pub fn read(path: &Path, option: &'static str, bytes_max: usize) -> Result<Secret, SecretError> {
+    if path.to_str().is_some_and(is_key) {
+        return Err(SecretError::KeyGiven { option });
+    }
     if path == Path::new("-") || path == Path::new("/dev/stdin") {
         return read_from(io::stdin().as_fd(), path, bytes_max, true);
     }
