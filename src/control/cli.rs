@@ -13,12 +13,11 @@
 //! | `NAME` | nobody yet; whoever started us will, over the configuration socket, as with `wireguard-go NAME` |
 
 use std::ffi::OsString;
-use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use tracing::level_filters::LevelFilter;
 
@@ -26,6 +25,7 @@ use super::config::{
     ConfigError, DeviceConfig, IoChoice, MTU_DEFAULT, Offloads, PinChoice, QUEUES, parse_fwmark,
 };
 use super::endpoint::{Listen, parse_address};
+use super::environment::WgEnvironment;
 use super::file;
 use super::name::{TUN_DEFAULT, check_name};
 use super::peer::{PeerConfig, PeerText};
@@ -92,8 +92,8 @@ where
         Some(Command::Genpsk) => return Ok(Invocation::GeneratePresharedKey),
         None => {}
     }
-    let environment = WgEnvironment::read();
-    let log_level = environment.log_level(cli.args.log_level);
+    let environment = WgEnvironment::read(|name| std::env::var_os(name))?;
+    let log_level = cli.args.log_level.map_or(environment.log_level, LowLevel::filter);
     let mut warnings = Vec::new();
     let config = Box::new(cli.args.config(core_count(), &environment, &mut warnings)?);
     Ok(Invocation::Run { config, log_level, warnings })
@@ -105,50 +105,6 @@ fn without_keys(error: clap::Error) -> CliError {
         return ConfigError::MisplacedKey.into();
     }
     error.into()
-}
-
-/// What other userspace implementations take from the environment, so that we can stand in for them.
-///
-/// Source: wireguard-go main.go.
-#[derive(Debug, Default)]
-struct WgEnvironment {
-    tun_fd: Option<String>,
-    uapi_fd: Option<String>,
-    foreground: bool,
-    log_level: Option<String>,
-}
-
-impl WgEnvironment {
-    fn read() -> WgEnvironment {
-        let value = |name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
-        WgEnvironment {
-            tun_fd: value(TUN_FD),
-            uapi_fd: value(UAPI_FD),
-            foreground: value("WG_PROCESS_FOREGROUND").as_deref() == Some("1"),
-            log_level: value("LOG_LEVEL"),
-        }
-    }
-
-    /// Ours if given, else theirs, else info. Words that only other programs know are theirs to complain about.
-    fn log_level(&self, given: Option<LowLevel>) -> LevelFilter {
-        match (given, self.log_level.as_deref()) {
-            (Some(level), _) => level.filter(),
-            (None, Some("verbose" | "debug")) => LevelFilter::DEBUG,
-            (None, Some("error")) => LevelFilter::ERROR,
-            (None, Some("silent")) => LevelFilter::OFF,
-            (None, _) => LevelFilter::INFO,
-        }
-    }
-}
-
-const TUN_FD: &str = "WG_TUN_FD";
-const UAPI_FD: &str = "WG_UAPI_FD";
-
-/// The descriptor that an environment variable names. 0 to 2 are the standard streams, which we have other uses for.
-fn descriptor(variable: &'static str, value: Option<&String>) -> Result<Option<RawFd>, ConfigError> {
-    let Some(text) = value else { return Ok(None) };
-    let number = text.parse().ok().filter(|&fd: &RawFd| fd > 2 && !text.starts_with('+'));
-    number.map(Some).ok_or_else(|| ConfigError::Descriptor { variable, given: quote(text) })
 }
 
 /// Cores this process may run on (its CPU affinity), but at least 1 and at most the queues a device can have.
@@ -179,7 +135,8 @@ Examples:
   10.9.0.1 and 10.9.0.2 being their addresses inside the tunnel:
 
     uringvpn --private-key wg.key --address 10.9.0.1/24 --peer CLIENT_KEY@,allowed-ips=10.9.0.2
-    uringvpn --private-key wg.key --address 10.9.0.2/24 --peer SERVER_KEY@192.0.2.1:51820,allowed-ips=10.9.0.0/24
+    uringvpn --private-key wg.key --address 10.9.0.2/24 \\
+      --peer SERVER_KEY@192.0.2.1:51820,allowed-ips=10.9.0.0/24
 
   The same from a file of wg-quick, by us, and by wg-quick with its hooks, DNS and default routes
   on a kernel without WireGuard of its own:
@@ -436,11 +393,10 @@ impl LowArgs {
     /// Everything but what the tunnel is.
     fn how_to_run(&self, queues: usize, environment: &WgEnvironment) -> Result<DeviceConfig, ConfigError> {
         let on = |offload| !self.disable.contains(&offload);
-        let tun_fd = descriptor(TUN_FD, environment.tun_fd.as_ref())?;
         Ok(DeviceConfig {
             queues: match self.queues {
                 // Only the interface's owner can open more of its queues.
-                None if tun_fd.is_some() => 1,
+                None if environment.tun_fd.is_some() => 1,
                 None => queues,
                 Some(given) => usize::try_from(given).map_err(|_| ConfigError::Queues { given })?,
             },
@@ -468,8 +424,8 @@ impl LowArgs {
             mtu: u16::try_from(self.mtu).map_err(|_| ConfigError::Mtu { given: self.mtu })?,
             routes: !self.no_routes,
             foreground: self.foreground || environment.foreground,
-            tun_fd,
-            uapi_fd: descriptor(UAPI_FD, environment.uapi_fd.as_ref())?,
+            tun_fd: environment.tun_fd,
+            uapi_fd: environment.uapi_fd,
             ..DeviceConfig::default()
         })
     }
@@ -481,6 +437,9 @@ impl LowArgs {
                 "NAME",
                 "--plaintext (an interface has its name from --tun then)",
             ));
+        }
+        if Cli::command().find_subcommand(name).is_some() {
+            return Err(ConfigError::CommandAsName { name: name.to_owned() });
         }
         let listen = Listen { address: None, port: 0 };
         DeviceConfig { tun: name.to_owned(), set_up: false, routes: false, listen, ..how }.check()

@@ -2,7 +2,9 @@
 
 pub mod cli;
 pub mod config;
+pub mod config_error;
 pub mod endpoint;
+pub mod environment;
 pub mod file;
 pub mod key_commands;
 pub mod logging;

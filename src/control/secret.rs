@@ -169,10 +169,13 @@ fn read_from(fd: BorrowedFd, path: &Path, bytes_max: usize, stdin: bool) -> Resu
     {
         return Err(SecretError::Kind { path: path.to_owned(), kind });
     }
+    let too_long = || SecretError::TooLong { path: path.to_owned(), bytes_max };
+    if status.st_size > bytes_max as i64 {
+        return Err(too_long());
+    }
     let deadline = (!typed).then(|| clock::now() + PATIENCE);
-    // Whole from the start: a vector that grows leaves copies behind.
-    let size = usize::try_from(status.st_size).unwrap_or(0).clamp(KEY_FILE_BYTES_MAX, bytes_max) + 1;
-    let mut bytes = Zeroizing::new(Vec::with_capacity(size));
+    let size = usize::try_from(status.st_size).unwrap_or(0);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(size.max(KEY_FILE_BYTES_MAX)));
     let mut chunk = Zeroizing::new([0; KEY_FILE_BYTES_MAX]);
     loop {
         if !wait(fd, deadline).map_err(unreadable)? {
@@ -180,16 +183,26 @@ fn read_from(fd: BorrowedFd, path: &Path, bytes_max: usize, stdin: bool) -> Resu
         }
         match nix::unistd::read(fd, chunk.as_mut_slice()) {
             Ok(0) => break,
-            Ok(count) => bytes.extend_from_slice(&chunk[..count]),
+            Ok(count) => append(&mut bytes, &chunk[..count]),
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             Err(errno) => return Err(unreadable(errno)),
         }
         if bytes.len() > bytes_max {
-            return Err(SecretError::TooLong { path: path.to_owned(), bytes_max });
+            return Err(too_long());
         }
     }
     let file = kind_of(&status) == SFlag::S_IFREG;
     Ok(Secret { bytes, world_readable: file && status.st_mode & 0o007 != 0 })
+}
+
+/// A vector that grows by itself would leave copies behind that nobody wipes.
+fn append(bytes: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
+    if bytes.capacity() - bytes.len() < chunk.len() {
+        let mut larger = Zeroizing::new(Vec::with_capacity(2 * bytes.capacity() + chunk.len()));
+        larger.extend_from_slice(bytes);
+        *bytes = larger;
+    }
+    bytes.extend_from_slice(chunk);
 }
 
 /// Waits until there is something to read, at most until `deadline`; says whether there is.
