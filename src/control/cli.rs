@@ -384,9 +384,9 @@ impl LowArgs {
     ) -> Result<DeviceConfig, ConfigError> {
         let how = self.how_to_run(queues, environment)?;
         match (&self.name, &self.config) {
-            (Some(name), _) => self.from_name(name, how),
-            (None, Some(path)) => self.from_file(path, how, warnings),
-            (None, None) => self.from_options(how, warnings),
+            (Some(name), _) => self.for_name(name, how),
+            (None, Some(path)) => self.for_file(path, how, warnings),
+            (None, None) => self.for_options(how, warnings),
         }
     }
 
@@ -431,7 +431,7 @@ impl LowArgs {
     }
 
     /// `uringvpn NAME`: an interface without anything, not even up.
-    fn from_name(&self, name: &str, how: DeviceConfig) -> Result<DeviceConfig, ConfigError> {
+    fn for_name(&self, name: &str, how: DeviceConfig) -> Result<DeviceConfig, ConfigError> {
         if self.plaintext {
             return Err(ConfigError::Excluding(
                 "NAME",
@@ -446,7 +446,7 @@ impl LowArgs {
     }
 
     /// `--config FILE`: as wg and wg-quick mean it.
-    fn from_file(
+    fn for_file(
         &self,
         path: &Path,
         how: DeviceConfig,
@@ -481,7 +481,7 @@ impl LowArgs {
     }
 
     /// The tunnel that the options describe.
-    fn from_options(
+    fn for_options(
         &self,
         how: DeviceConfig,
         warnings: &mut Vec<String>,

@@ -144,6 +144,14 @@ impl fmt::Display for Listen {
 }
 
 impl HostPort {
+    /// The socket address, if the host is an address and no name. Does not wait, no name server is asked.
+    ///
+    /// `None` too for an IPv6 address whose scope is an interface that is not there now.
+    pub fn address(&self) -> Option<SocketAddr> {
+        let is_address = self.host.contains(':') || self.host.parse::<Ipv4Addr>().is_ok();
+        if is_address { self.resolve().ok()?.first().copied() } else { None }
+    }
+
     /// The socket addresses behind this endpoint, in the resolver's order; never empty. IPv4-mapped IPv6 addresses
     /// come out as IPv4.
     ///
@@ -317,6 +325,16 @@ mod tests {
         assert_eq!(resolve("192.0.2.7:9"), ["192.0.2.7:9".parse().unwrap()]);
         assert_eq!(resolve("[::ffff:192.0.2.7]:9"), ["192.0.2.7:9".parse().unwrap()]);
         assert_eq!(resolve("[2001:db8::7]:9"), ["[2001:db8::7]:9".parse().unwrap()]);
+    }
+
+    #[test]
+    fn only_what_is_an_address_has_one_without_resolving() {
+        let address = |text: &str| text.parse::<HostPort>().unwrap().address();
+        assert_eq!(address("192.0.2.7:9"), Some("192.0.2.7:9".parse().unwrap()));
+        assert_eq!(address("[::ffff:192.0.2.7]:9"), Some("192.0.2.7:9".parse().unwrap()));
+        assert_eq!(address("[fe80::1%lo]:9").map(|found| found.is_ipv6()), Some(true));
+        assert_eq!(address("[fe80::1%nosuchif]:9"), None);
+        assert_eq!(address("localhost:9"), None);
     }
 
     #[test]
