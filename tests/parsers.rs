@@ -7,6 +7,7 @@ use packets::*;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
+use uringvpn::control::file;
 use uringvpn::control::uapi::{Request, RequestError, RequestLimits, RequestParser};
 use uringvpn::offload::Part;
 use uringvpn::offload::coalesce::{Coalescer, Merge};
@@ -77,6 +78,55 @@ fn check_requests(text: &[u8], piece: usize) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+const FILE_KEY: &str = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=";
+
+/// What files are made of, right and wrong.
+const FILE_PIECES: &[&str] = &[
+    "\n",
+    "\r\n",
+    "[Interface]\n",
+    "[peer]\n",
+    "[",
+    "]",
+    " = ",
+    "=",
+    "#",
+    ",",
+    "\u{feff}",
+    "ü",
+    "\t",
+    FILE_KEY,
+    "PrivateKey = yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=\n",
+    "PublicKey = xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\n",
+    "PresharedKey = ",
+    "AllowedIPs = 10.0.0.0/8,fd00::/64\n",
+    "Address = 10.9.0.1/24\n",
+    "Endpoint = h:1\n",
+    "Endpoint = [::1]:7\n",
+    "MTU = 1420\n",
+    "FwMark = 0x1\n",
+    "Table = off\n",
+    "PersistentKeepalive = 25\n",
+    "PostUp = x\n",
+    "DNS = 9.9.9.9\n",
+    "ListenPort = 70000\n",
+];
+
+fn read_file(bytes: &[u8]) {
+    match file::parse("wg0.conf", bytes) {
+        Ok(config) => {
+            assert!(config.private_key.is_some() && config.peers.iter().all(|peer| peer.public_key.is_some()))
+        }
+        Err(error) => {
+            let lines: Vec<_> = bytes.split(|&byte| byte == b'\n').collect();
+            let place = format!("{error} in {:?}", String::from_utf8_lossy(bytes));
+            assert!((1..=lines.len()).contains(&error.line), "{place}");
+            assert!((1..=lines[error.line - 1].len() + 1).contains(&error.column), "{place}");
+            assert!(!error.to_string().contains(&FILE_KEY[..20]), "{place}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
@@ -125,6 +175,24 @@ proptest! {
             read.truncate(cut.index(read.len()));
         }
         swallow_twice(&read);
+    }
+
+    #[test]
+    fn a_configuration_file_of_arbitrary_bytes_is_understood_or_its_place_told(bytes in vec(any::<u8>(), 0..400)) {
+        read_file(&bytes);
+    }
+
+    #[test]
+    fn a_configuration_file_of_mixed_up_lines_is_understood_or_its_place_told(
+        pieces in vec(prop::sample::select(FILE_PIECES.to_vec()), 0..24), cut in any::<Index>(), junk in any::<u8>(),
+    ) {
+        let mut bytes = pieces.concat().into_bytes();
+        read_file(&bytes);
+        if !bytes.is_empty() {
+            let at = cut.index(bytes.len());
+            bytes[at] = junk;
+            read_file(&bytes);
+        }
     }
 
     #[test]

@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::endpoint::{AddressError, HostPort, Listen, ListenError, PORT_DEFAULT};
-use super::name::{NameProblem, TUN_DEFAULT, check_name};
-use super::peer::{PEER_EXAMPLE, PeerConfig, PeerError, drop_repetitions, truncate_prefixes};
-use super::shorten;
-use crate::proto::keys::{PrivateKey, PublicKey};
+pub use super::config_error::ConfigError;
+use super::endpoint::Listen;
+use super::name::{TUN_DEFAULT, check_name};
+use super::peer::{PeerConfig, drop_repetitions, truncate_prefixes};
+use super::secret::quote;
+use crate::proto::keys::PrivateKey;
 
 /// Queues, hence workers, a device may have. linux/if_tun.h: MAX_TAP_QUEUES is 256.
 pub const QUEUES: RangeInclusive<usize> = 1..=256;
@@ -146,155 +147,6 @@ impl Default for Offloads {
     }
 }
 
-/// Why a configuration cannot work. Each says on which object and what to do.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ConfigError {
-    /// The interface name is one the kernel would refuse.
-    #[error("interface name {name:?}: {problem}; a correct name is for example {TUN_DEFAULT}")]
-    Name {
-        /// The name given.
-        name: String,
-        /// Which rule it breaks.
-        problem: NameProblem,
-    },
-    /// Not within [`QUEUES`].
-    #[error("queues {given}: must be from {} to {}; one per core is a good start", QUEUES.start(), QUEUES.end())]
-    Queues {
-        /// The number given.
-        given: u64,
-    },
-    /// Not within [`MTU`].
-    #[error(
-        "mtu {given}: must be from {} to {} bytes; {MTU_DEFAULT} fits a 1500-byte path, IPv6 inside the tunnel needs at least {MTU_IPV6_MIN}",
-        MTU.start(), MTU.end()
-    )]
-    Mtu {
-        /// The number given, in bytes.
-        given: u64,
-    },
-    /// An IPv6 interface address with an MTU on which the kernel switches IPv6 off.
-    #[error(
-        "mtu {mtu}: too small for the IPv6 address {address}; give at least {MTU_IPV6_MIN} or only IPv4 addresses"
-    )]
-    MtuForIpv6 {
-        /// The MTU given, in bytes.
-        mtu: u16,
-        /// The first IPv6 address.
-        address: IpNet,
-    },
-    /// An interface address that cannot be parsed.
-    #[error(transparent)]
-    Address(#[from] AddressError),
-    /// A listening address or port that cannot be parsed.
-    #[error(transparent)]
-    Listen(#[from] ListenError),
-    /// A statistics interval out of range.
-    #[error("stats interval {given}: must be from 1 to 86400 seconds")]
-    StatsInterval {
-        /// The number given, in seconds.
-        given: u64,
-    },
-    /// A peer that cannot be parsed.
-    #[error(transparent)]
-    Peer(#[from] PeerError),
-    /// Nobody to talk to.
-    #[error(
-        "no peer given: add --private-key FILE --peer PUBLIC_KEY@HOST:PORT, or --plaintext --peer HOST:PORT, for example --plaintext --peer 192.0.2.7:{PORT_DEFAULT}"
-    )]
-    NoPeers,
-    /// Neither a key nor `--plaintext`.
-    #[error(
-        "peer \"{peer}\" has no public key: either give it one, PUBLIC_KEY@{}, for an encrypted tunnel, or add --plaintext to send its packets unencrypted",
-        .peer.endpoint.as_ref().map_or("HOST:PORT".to_owned(), HostPort::to_string)
-    )]
-    NeitherKeyNorPlaintext {
-        /// The peer.
-        peer: Box<PeerConfig>,
-    },
-    /// Peers to talk to, and no key of our own to do it with.
-    #[error(
-        "no private key: make one with `umask 077; uringvpn genkey > wg.key` and add --private-key wg.key, or add --plaintext to send packets unencrypted"
-    )]
-    NoPrivateKey,
-    /// A private key and `--plaintext`.
-    #[error("--plaintext and a private key contradict each other: remove one of them")]
-    PlaintextWithKey,
-    /// Plaintext peers do not learn our port.
-    #[error(
-        "listen {listen}: with --plaintext the port must be a number from 1 to 65535; correct are for example {PORT_DEFAULT} and 192.0.2.1:{PORT_DEFAULT}"
-    )]
-    PlaintextPort {
-        /// The port, and the address if one was given.
-        listen: Listen,
-    },
-    /// A peer with our own key.
-    #[error("peer \"{peer}\" has this device's own public key: give it the key of the other end")]
-    OwnKey {
-        /// The peer.
-        peer: Box<PeerConfig>,
-    },
-    /// Two peers with one key.
-    #[error("public key {public_key} is given to two peers: make them one peer with the allowed IPs of both")]
-    SharedKey {
-        /// The key both have.
-        public_key: PublicKey,
-    },
-    /// A descriptor that was handed in is one queue.
-    #[error("queues {given}: a TUN descriptor that was handed in is one queue; leave --queues away")]
-    QueuesOfDescriptor {
-        /// The number given.
-        given: usize,
-    },
-    /// Plaintext mode does not learn endpoints.
-    #[error(
-        "peer \"{peer}\" has no endpoint: with --plaintext every peer needs one, for example {PEER_EXAMPLE}"
-    )]
-    NoEndpoint {
-        /// The peer.
-        peer: Box<PeerConfig>,
-    },
-    /// An option that only makes sense with encryption, together with `--plaintext`.
-    #[error("peer \"{peer}\" has {what}, which --plaintext cannot honour: remove it, or remove --plaintext")]
-    MeaninglessInPlaintext {
-        /// The peer.
-        peer: Box<PeerConfig>,
-        /// "a public key", "a preshared key", "a keepalive".
-        what: &'static str,
-    },
-    /// Several peers, and one of them does not say what is behind it.
-    #[error(
-        "peer \"{peer}\" has no allowed IPs: with several peers each must say what is behind it, for example {PEER_EXAMPLE}"
-    )]
-    NoAllowedIps {
-        /// The peer.
-        peer: Box<PeerConfig>,
-    },
-    /// Two peers claim the same prefix.
-    #[error(
-        "allowed IP {prefix} is claimed by two peers, \"{first}\" and \"{second}\": leave it with one of them"
-    )]
-    SharedAllowedIp {
-        /// The prefix both claim.
-        prefix: IpNet,
-        /// The peer given first.
-        first: Box<PeerConfig>,
-        /// The peer given later.
-        second: Box<PeerConfig>,
-    },
-    /// Two plaintext peers with one endpoint: their datagrams could not be told apart.
-    #[error(
-        "endpoint {endpoint} is given to two peers, \"{first}\" and \"{second}\": make them one peer with the allowed IPs of both"
-    )]
-    SharedEndpoint {
-        /// The endpoint both have.
-        endpoint: HostPort,
-        /// The peer given first.
-        first: Box<PeerConfig>,
-        /// The peer given later.
-        second: Box<PeerConfig>,
-    },
-}
-
 impl DeviceConfig {
     /// Says whether this configuration can work, and makes it canonical: repeated addresses are dropped, host bits of
     /// allowed IPs cleared.
@@ -345,8 +197,9 @@ impl DeviceConfig {
         Ok(self)
     }
 
-    fn check_device(&self) -> Result<(), ConfigError> {
-        check_name(&self.tun).map_err(|problem| ConfigError::Name { name: shorten(&self.tun), problem })?;
+    /// The part of [`check`](DeviceConfig::check) that looks at the device alone: what can be said before files are read.
+    pub(super) fn check_device(&self) -> Result<(), ConfigError> {
+        check_name(&self.tun).map_err(|problem| ConfigError::Name { name: quote(&self.tun), problem })?;
         if !QUEUES.contains(&self.queues) {
             return Err(ConfigError::Queues { given: self.queues as u64 });
         }
@@ -437,6 +290,19 @@ fn check_mode(peer: &PeerConfig, plaintext: bool) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// Reads a firewall mark: decimal, hexadecimal after `0x`, or `off` for 0.
+pub fn parse_fwmark(text: &str) -> Option<u32> {
+    if text.eq_ignore_ascii_case("off") {
+        return Some(0);
+    }
+    let (digits, radix) = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => (digits, 16),
+        None => (text, 10),
+    };
+    // `from_str_radix` would take a sign.
+    if digits.starts_with(['+', '-']) { None } else { u32::from_str_radix(digits, radix).ok() }
+}
+
 /// The default routes of both families.
 fn everything() -> Vec<IpNet> {
     vec![Ipv4Net::default().into(), Ipv6Net::default().into()]
@@ -446,7 +312,7 @@ fn everything() -> Vec<IpNet> {
 mod tests {
     use super::super::peer::PeerText;
     use super::*;
-    use crate::proto::keys::PresharedKey;
+    use crate::proto::keys::{PresharedKey, PublicKey};
 
     const KEY: &str = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
 
@@ -559,6 +425,18 @@ mod tests {
         assert!(DeviceConfig { listen, ..encrypted(&[&a, &b]) }.check().is_ok());
         let error = DeviceConfig { listen, ..plain(&["h:1"]) }.check().unwrap_err();
         assert!(error.to_string().starts_with("listen 0: "), "{error}");
+    }
+
+    #[test]
+    fn a_mark_is_decimal_hexadecimal_or_off() {
+        for (text, mark) in
+            [("0", 0), ("off", 0), ("OFF", 0), ("51820", 51820), ("0xca6C", 0xca6c), ("4294967295", u32::MAX)]
+        {
+            assert_eq!(parse_fwmark(text), Some(mark), "{text}");
+        }
+        for wrong in ["", "0x", "+1", "-1", "0x+1", "4294967296", "ca6c", "1 "] {
+            assert_eq!(parse_fwmark(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 
 use super::name::check_name;
-use super::shorten;
+use super::secret::quote;
 
 /// UDP port if none is given: the one WireGuard users expect.
 pub const PORT_DEFAULT: u16 = 51820;
@@ -43,10 +43,10 @@ pub struct HostPort {
 /// A listening address or port that is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "listen {given:?}: {problem}; correct are for example {PORT_DEFAULT}, 192.0.2.1:{PORT_DEFAULT} and [2001:db8::1]:{PORT_DEFAULT}"
+    "listen {given}: {problem}; correct are for example {PORT_DEFAULT}, 192.0.2.1:{PORT_DEFAULT} and [2001:db8::1]:{PORT_DEFAULT}"
 )]
 pub struct ListenError {
-    /// The text given.
+    /// The text given, as a message may show it.
     pub given: String,
     /// What is wrong with it.
     pub problem: &'static str,
@@ -54,9 +54,9 @@ pub struct ListenError {
 
 /// An interface address that is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("address {given:?}: {problem}; a correct one is for example 10.9.0.1/24")]
+#[error("address {given}: {problem}; a correct one is for example 10.9.0.1/24")]
 pub struct AddressError {
-    /// The text given.
+    /// The text given, as a message may show it.
     pub given: String,
     /// What is wrong with it.
     pub problem: &'static str,
@@ -111,7 +111,7 @@ impl FromStr for Listen {
     /// # Errors
     /// [`ListenError`].
     fn from_str(text: &str) -> Result<Self, ListenError> {
-        let error = |problem| ListenError { given: shorten(text), problem };
+        let error = |problem| ListenError { given: quote(text), problem };
         let (address, port) = match text.rsplit_once(':') {
             None => (None, text),
             Some((address, port)) => (Some(address), port),
@@ -144,6 +144,14 @@ impl fmt::Display for Listen {
 }
 
 impl HostPort {
+    /// The socket address, if the host is an address and no name. Does not wait, no name server is asked.
+    ///
+    /// `None` too for an IPv6 address whose scope is an interface that is not there now.
+    pub fn address(&self) -> Option<SocketAddr> {
+        let is_address = self.host.contains(':') || self.host.parse::<Ipv4Addr>().is_ok();
+        if is_address { self.resolve().ok()?.first().copied() } else { None }
+    }
+
     /// The socket addresses behind this endpoint, in the resolver's order; never empty. IPv4-mapped IPv6 addresses
     /// come out as IPv4.
     ///
@@ -267,7 +275,7 @@ pub(super) fn parse_digits(text: &str) -> Option<u16> {
 /// # Errors
 /// [`AddressError`] if it is no prefix, or its address is not that of one host.
 pub fn parse_address(text: &str) -> Result<IpNet, AddressError> {
-    let error = |problem| AddressError { given: shorten(text), problem };
+    let error = |problem| AddressError { given: quote(text), problem };
     let address = parse_prefix(text).ok_or_else(|| error("is not an IP address with a prefix length"))?;
     if !is_one_host(address.addr()) {
         return Err(error("is not the address of one host"));
@@ -317,6 +325,16 @@ mod tests {
         assert_eq!(resolve("192.0.2.7:9"), ["192.0.2.7:9".parse().unwrap()]);
         assert_eq!(resolve("[::ffff:192.0.2.7]:9"), ["192.0.2.7:9".parse().unwrap()]);
         assert_eq!(resolve("[2001:db8::7]:9"), ["[2001:db8::7]:9".parse().unwrap()]);
+    }
+
+    #[test]
+    fn only_what_is_an_address_has_one_without_resolving() {
+        let address = |text: &str| text.parse::<HostPort>().unwrap().address();
+        assert_eq!(address("192.0.2.7:9"), Some("192.0.2.7:9".parse().unwrap()));
+        assert_eq!(address("[::ffff:192.0.2.7]:9"), Some("192.0.2.7:9".parse().unwrap()));
+        assert_eq!(address("[fe80::1%lo]:9").map(|found| found.is_ipv6()), Some(true));
+        assert_eq!(address("[fe80::1%nosuchif]:9"), None);
+        assert_eq!(address("localhost:9"), None);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 
 use super::endpoint::{HostPort, HostPortProblem, parse_digits, parse_prefix};
+use super::secret::show;
 use super::shorten;
 use crate::proto::keys::{PresharedKey, PublicKey};
 
@@ -48,7 +49,7 @@ pub struct PeerText {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("peer {text:?}, column {column}: {problem}; a correct one is for example {PEER_EXAMPLE}")]
 pub struct PeerError {
-    /// The text given, shortened if very long.
+    /// The text given, shortened if very long, without what may be a secret.
     pub text: String,
     /// Where the trouble starts, in characters, the first being 1.
     pub column: usize,
@@ -100,11 +101,22 @@ impl FromStr for PeerText {
     /// `keepalive=off` mean none.
     fn from_str(text: &str) -> Result<Self, PeerError> {
         parse_peer(text).map_err(|(offset, problem)| PeerError {
-            text: shorten(text),
+            text: show_peer(text),
             column: text[..offset].chars().count() + 1,
             problem,
         })
     }
+}
+
+/// The text of a peer for a message: a public key may be seen, anything else that could be a key may not.
+fn show_peer(text: &str) -> String {
+    let is_public =
+        |part: &str| part.split_once('@').is_some_and(|(key, _)| key.parse::<PublicKey>().is_ok());
+    let parts = text.split(',').enumerate();
+    let shown: Vec<_> = parts
+        .map(|(index, part)| if index == 0 && is_public(part) { part.to_owned() } else { show(part) })
+        .collect();
+    shorten(&shown.join(","))
 }
 
 /// A problem and the byte where it starts.
@@ -124,7 +136,7 @@ fn parse_peer(text: &str) -> Result<PeerText, Located> {
         Some((key, endpoint)) => (Some(key), endpoint),
     };
     if let Some(key) = key {
-        peer.peer.public_key = Some(key.parse().map_err(|_| (0, PeerProblem::PublicKey(shorten(key))))?);
+        peer.peer.public_key = Some(key.parse().map_err(|_| (0, PeerProblem::PublicKey(show(key))))?);
     } else if head.parse::<PublicKey>().is_ok() {
         return Err((head.len(), PeerProblem::KeyWithoutAt));
     } else if head
@@ -132,11 +144,11 @@ fn parse_peer(text: &str) -> Result<PeerText, Located> {
         .is_some_and(|(name, _)| matches!(name, "allowed-ips" | "keepalive" | "psk"))
     {
         // Options alone: say that the comma is missing by way of the endpoint that should be before it.
-        return Err((0, PeerProblem::Endpoint(shorten(head), HostPortProblem::NoHost)));
+        return Err((0, PeerProblem::Endpoint(show(head), HostPortProblem::NoHost)));
     }
     if !endpoint.is_empty() {
         let at = head.len() - endpoint.len();
-        let problem = |problem| (at, PeerProblem::Endpoint(shorten(endpoint), problem));
+        let problem = |problem| (at, PeerProblem::Endpoint(show(endpoint), problem));
         peer.peer.endpoint = Some(endpoint.parse().map_err(problem)?);
     }
     let mut at = head.len() + 1;
@@ -163,7 +175,7 @@ fn parse_option(
             .map(|known| (known, value))
     });
     let Some((name, value)) = known else {
-        return Err((at, PeerProblem::UnknownOption(shorten(option))));
+        return Err((at, PeerProblem::UnknownOption(show(option))));
     };
     if given.contains(&name) {
         return Err((at, PeerProblem::Repeated(name)));
@@ -177,8 +189,7 @@ fn parse_option(
         "allowed-ips" => {
             let mut at = at;
             for prefix in value.split('+') {
-                let parsed =
-                    parse_prefix(prefix).ok_or_else(|| (at, PeerProblem::Prefix(shorten(prefix))))?;
+                let parsed = parse_prefix(prefix).ok_or_else(|| (at, PeerProblem::Prefix(show(prefix))))?;
                 peer.allowed_ips.push(parsed);
                 at += prefix.len() + 1;
             }
@@ -186,7 +197,7 @@ fn parse_option(
         }
         "keepalive" if value == "off" => {}
         "keepalive" => {
-            let seconds = parse_digits(value).ok_or_else(|| (at, PeerProblem::Keepalive(shorten(value))))?;
+            let seconds = parse_digits(value).ok_or_else(|| (at, PeerProblem::Keepalive(show(value))))?;
             peer.keepalive = Some(seconds).filter(|&seconds| seconds > 0);
         }
         _ => text.psk_file = Some(PathBuf::from(value)),
@@ -326,6 +337,23 @@ mod tests {
         ] {
             assert_eq!(problem(text), (column, expected), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_key_where_no_key_belongs_is_not_repeated() {
+        for text in [
+            "h:1,preshared-key=K",
+            "h:1,allowed-ips=K",
+            "h:1,psk=K,psk=K",
+            "h:1,keepalive=K",
+            "K",
+            "joe:K@h:1",
+        ] {
+            let error = text.replace('K', KEY).parse::<PeerText>().unwrap_err().to_string();
+            assert!(!error.contains(&KEY[..20]), "{error}");
+        }
+        let error = format!("{KEY}@h").parse::<PeerText>().unwrap_err().to_string();
+        assert!(error.contains(KEY), "a public key may be seen: {error}");
     }
 
     #[test]
