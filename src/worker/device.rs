@@ -8,7 +8,6 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use super::interface::Interface;
 use super::outer::Outer;
 use crate::control::config::{DeviceConfig, Offloads};
-use crate::control::endpoint::HostPort;
 use crate::control::peer::PeerConfig;
 use crate::dataplane::view::View;
 use crate::io::descriptor;
@@ -68,7 +67,7 @@ pub fn open(config: &DeviceConfig) -> anyhow::Result<Device> {
     };
     let outer = (!config.plaintext).then(|| Outer::new(request, &sockets)).transpose()?;
     let tun = open_tun(config)?;
-    let literal = config.peers.iter().filter_map(literal_endpoint);
+    let literal = config.peers.iter().filter_map(|peer| peer.endpoint.as_ref()?.address());
     let endpoints: Vec<_> = view.endpoints().chain(literal).collect();
     let interface = Interface::new(&tun, config, &endpoints)?;
     interface.configure()?;
@@ -83,12 +82,6 @@ pub fn open(config: &DeviceConfig) -> anyhow::Result<Device> {
         view,
         outer,
     })
-}
-
-/// A peer's address, if it is given as one and not by name.
-pub(super) fn literal_endpoint(peer: &PeerConfig) -> Option<SocketAddr> {
-    let HostPort { host, port } = peer.endpoint.as_ref()?;
-    Some(SocketAddr::new(host.parse().ok()?, *port))
 }
 
 /// The addresses of each peer, best first; none for a peer without an endpoint.

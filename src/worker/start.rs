@@ -6,12 +6,12 @@ use std::net::SocketAddr;
 use anyhow::Context;
 use crossbeam_channel::{Receiver, unbounded};
 
-use super::device::literal_endpoint;
 use super::handoff::Orders;
 use super::outer::Outer;
 use super::protocol::{Names, Protocol};
 use super::tunnel::Tunnel;
 use crate::control::config::DeviceConfig;
+use crate::control::endpoint::HostPort;
 use crate::control::peer::PeerConfig;
 use crate::control::resolve::Resolver;
 use crate::control::uapi::{AllowedIpChange, PeerChange, SetRequest};
@@ -52,7 +52,7 @@ fn peer(config: &PeerConfig) -> Option<PeerChange> {
         update_only: false,
         remove: false,
         preshared_key: config.preshared_key.clone(),
-        endpoint: literal_endpoint(config),
+        endpoint: config.endpoint.as_ref().and_then(HostPort::address),
         persistent_keepalive: config.keepalive,
         replace_allowed_ips: true,
         allowed_ips: config
@@ -64,7 +64,7 @@ fn peer(config: &PeerConfig) -> Option<PeerChange> {
 }
 
 /// Peers whose endpoint is to be looked up.
-fn names(peers: &[PeerConfig]) -> HashMap<PublicKey, crate::control::endpoint::HostPort> {
-    let named = peers.iter().filter(|peer| literal_endpoint(peer).is_none());
-    named.filter_map(|peer| Some((peer.public_key?, peer.endpoint.clone()?))).collect()
+fn names(peers: &[PeerConfig]) -> HashMap<PublicKey, HostPort> {
+    let endpoints = peers.iter().filter_map(|peer| Some((peer.public_key?, peer.endpoint.clone()?)));
+    endpoints.filter(|(_, endpoint)| endpoint.address().is_none()).collect()
 }
