@@ -247,7 +247,7 @@ fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), UapiSocketError> 
 #[derive(Debug)]
 pub struct Server {
     stop: Waker,
-    accept: Option<JoinHandle<()>>,
+    accept: Option<JoinHandle<UnixListener>>,
     clients: Arc<Clients>,
     /// Shared with the accept thread, which watches it.
     file: Option<Arc<SocketFile>>,
@@ -310,10 +310,12 @@ impl Drop for Server {
         self.stop.wake();
         if let Some(accept) = self.accept.take() {
             // A panic there has been reported by its thread; the file and the clients go all the same.
-            let _ = accept.join();
+            let listener = accept.join();
+            // Only now, so that the accept thread cannot take it for somebody else's doing; and before the listener
+            // closes: whoever is refused takes the file for a leftover and puts his own in its place.
+            drop(self.file.take());
+            drop(listener);
         }
-        // Only now, so that the accept thread cannot take it for somebody else's doing.
-        drop(self.file.take());
         self.clients.stop();
     }
 }
@@ -327,7 +329,8 @@ struct Acceptor {
 }
 
 impl Acceptor {
-    fn run(mut self, on_removed: impl FnOnce()) {
+    /// Gives the socket back when it is told to stop.
+    fn run(mut self, on_removed: impl FnOnce()) -> UnixListener {
         let mut on_removed = Some(on_removed);
         loop {
             if self.watch.as_ref().is_some_and(Watch::is_removed) {
@@ -338,7 +341,7 @@ impl Acceptor {
                 }
             }
             if self.wait() {
-                return;
+                return self.socket;
             }
             match self.socket.accept() {
                 Ok((stream, _)) => self.clients.admit(stream),
@@ -346,7 +349,7 @@ impl Acceptor {
                     // The connection stays in the backlog, so without a pause we would spin.
                     self.clients.drop_one();
                     if is_woken(&self.stop, ACCEPT_PAUSE_MS) {
-                        return;
+                        return self.socket;
                     }
                 }
                 // Nobody there after all, or gone again.
