@@ -104,7 +104,7 @@ class Arrivals:
     def add(self, sequences: list[int]) -> None:
         """Takes note of what one receive brought."""
         first, count = sequences[0], len(sequences)
-        in_a_row = first == self._last + 1 and sequences[-1] == first + count - 1 and sequences == list(range(first, first + count))
+        in_a_row = first == self._last + 1 and sequences == list(range(first, first + count))
         highest = sequences[-1] if in_a_row else max(sequences)
         if highest >= len(self._seen):
             self._seen.extend(bytes(highest + (1 << 20) - len(self._seen)))
