@@ -1,5 +1,7 @@
 """The highest rate of small UDP packets that a contender carries without losing more than one in a thousand.
 
+The generator runs before all other programs: on a real link packets do not wait for the receiving machine to have time.
+
 One search: double the rate until a trial fails, then bisect. A trial offers one rate for a second and a half (blast.py) and
 holds if nearly all of it could be offered and nearly all of that arrived.
 """
@@ -107,7 +109,8 @@ def run_trial(rig: Rig, contender: Contender, traffic: Traffic, needed: list[Pro
     receiver = rig.start("b", [*common, "receive"])
     wait_until(lambda: "port" in receiver.output(), [receiver, *needed], 5.0, "the receiver does not listen")
     port = receiver.output().split()[1]
-    argv = [*common, "send", "--port", port, "--flows", str(traffic.flows), "--rate", str(rate), "--seconds", str(TRIAL_SECONDS)]
+    argv = [*common, "send", "--realtime", "--port", port, "--flows", str(traffic.flows), "--rate", str(rate),
+            "--seconds", str(TRIAL_SECONDS)]
     meter = CpuMeter()
     sender = rig.start("a", argv)
     wait_until(lambda: sender.popen.poll() is not None, needed, TRIAL_SECONDS + 15.0, "the generator did not end")
