@@ -72,7 +72,8 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator
         others = after["results"].get(scenario, {}).get("contenders", {})
         for contender, old in result["contenders"].items():
             new = others.get(contender)
-            if new is None:
+            # The plain tunnel of one file is no measure for the encrypted one of the other.
+            if new is None or old.get("encrypted", False) != new.get("encrypted", False):
                 continue
             groups = (("ratio_to_control", "x control", RATIO_METRICS), ("ratio_to_limit", "x limit", RATIO_METRICS),
                       ("spread", "", METRICS))

@@ -125,6 +125,7 @@ class Rig:
     def write(self, name: str, text: str) -> Path:
         """A file that lasts as long as the rig and that only we can read."""
         path = Path(self._scratch.name) / name
+        path.touch(0o600)
         path.write_text(text)
         return path
 

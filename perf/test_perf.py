@@ -252,11 +252,11 @@ class Report(unittest.TestCase):
 
 class Comparison(unittest.TestCase):
     @staticmethod
-    def file(gbps: list[float], cost: list[float]) -> dict[str, object]:
+    def file(gbps: list[float], cost: list[float]) -> dict[str, Any]:
         own = [sample(*each) for each in zip(gbps, cost)]
         return {"results": {"s": {"contenders": {"c": run.summary(own, [sample(1, 1)] * len(own), [], encrypted=True)}}}}
 
-    def verdicts(self, before: dict[str, object], after: dict[str, object]) -> dict[str, str]:
+    def verdicts(self, before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
         return {each.metric: each.verdict for each in compare.differences(before, after)}
 
     def test_a_difference_within_the_spread_has_no_verdict(self) -> None:
@@ -269,6 +269,11 @@ class Comparison(unittest.TestCase):
 
     def test_what_only_one_file_has_is_not_compared(self) -> None:
         self.assertEqual(self.verdicts(self.file([1], [1]), {"results": {}}), {})
+
+    def test_a_plain_tunnel_is_not_compared_with_an_encrypted_one(self) -> None:
+        plain, encrypted = self.file([1], [1]), self.file([1], [1])
+        del plain["results"]["s"]["contenders"]["c"]["encrypted"]
+        self.assertEqual(self.verdicts(plain, encrypted), {})
 
     def test_a_change_from_zero_is_infinite_and_none_is_zero(self) -> None:
         zero, one = parse.spread([0.0]), parse.spread([1.0])
