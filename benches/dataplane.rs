@@ -17,12 +17,14 @@ use packets::{Packet, payload, split};
 use uringvpn::dataplane::view::View;
 use uringvpn::io::driver::{Completion, Driver, Effort, Send, Wait};
 use uringvpn::io::lease::{self, Lease};
+use uringvpn::io::udp::WorkerSockets;
 use uringvpn::offload::coalesce::{Gather, Merge};
 use uringvpn::offload::stride::Received;
 use uringvpn::stats::counters::{Totals, WorkerCounters};
 use uringvpn::stats::latency::{self, LatencyReporter};
 use uringvpn::time::{Span, Time};
 use uringvpn::worker::data::{DataWorker, Flags, Parts};
+use uringvpn::worker::handoff;
 
 /// Buffers for trains.
 const SEND_BUFFERS: u16 = 16;
@@ -92,6 +94,10 @@ impl Driver for Null {
         self.done.push(Completion::Written { gather, result: Ok(()) });
     }
 
+    fn rebind(&mut self, _sockets: WorkerSockets) -> io::Result<()> {
+        Ok(())
+    }
+
     fn turn(&mut self, _wait: Wait, done: &mut Vec<Completion>) -> io::Result<()> {
         self.now = self.now + Span::from_nanos(1000);
         for lease in self.lent.drain(..) {
@@ -116,6 +122,7 @@ impl Driver for Null {
                         start: 0,
                         bytes: bytes.len() as u32,
                         stride: *stride,
+                        tos: 0,
                         truncated: false,
                         at: self.now,
                     },
@@ -134,12 +141,14 @@ fn worker(arrivals: Vec<Arrival>) -> (DataWorker<Null>, Arc<WorkerCounters>) {
     let mut view = View::default();
     let peer = view.add_peer(Some(PEER.parse::<SocketAddr>().unwrap()));
     for prefix in ["0.0.0.0/0", "::/0"] {
-        view.routes.insert(prefix.parse().unwrap(), peer);
+        view.add_route(prefix.parse().unwrap(), peer);
     }
     let counters = Arc::new(WorkerCounters::default());
     let (outbox, _) = latency::channel(1);
     let parts = Parts {
-        view: Arc::new(view),
+        view,
+        orders: handoff::to_worker(None).1,
+        outbox: handoff::to_protocol().0,
         train_segments_max: 64,
         merge: Merge { tcp: true, udp: true },
         counters: counters.clone(),

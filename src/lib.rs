@@ -6,7 +6,7 @@
 //!
 //! | folder | one sentence |
 //! |---|---|
-//! | [`time`] | monotonic time and spans as plain numbers; nobody reads a clock here |
+//! | [`time`] | time since boot, spans and wall-clock time as plain numbers; nobody reads a clock here |
 //! | [`wire`] | bytes to meaning and back: IP, TCP, UDP, checksums, the virtio header |
 //! | [`offload`] | superpackets, segments, datagrams, trains: cutting and joining |
 //! | [`proto`] | WireGuard without I/O: handshakes, sessions, timers, cookies |

@@ -1,13 +1,17 @@
 //! The `uringvpn` command: parse, go to the background, run, and turn the result into an exit code.
 //!
-//! 0: done, or running in the background. 1: failed at run time. 2: the command line or the environment is wrong.
+//! 0: done, or running in the background. 1: failed at run time. 2: the command line, the environment or a file named
+//! there is wrong.
 
+use std::io::{Write, stdin, stdout};
 use std::process::ExitCode;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tracing::level_filters::LevelFilter;
 use uringvpn::control::cli::{self, CliError, Invocation};
 use uringvpn::control::config::DeviceConfig;
+use uringvpn::control::key_commands::{self, KeyCommandError};
 use uringvpn::control::logging;
 use uringvpn::io::daemon::{self, Daemon, Detached, Keep};
 use uringvpn::io::features;
@@ -16,7 +20,14 @@ use uringvpn::worker;
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os()) {
         Ok(Invocation::Probe) => probe(),
-        Ok(Invocation::Run { config, log_level }) => start(*config, log_level),
+        Ok(Invocation::GenerateKey) => generate(key_commands::generate_private),
+        Ok(Invocation::GeneratePresharedKey) => generate(key_commands::generate_preshared),
+        Ok(Invocation::PublicKey) => {
+            key_result(key_commands::derive_public(&mut stdin().lock(), &mut stdout().lock()))
+        }
+        Ok(Invocation::Run { config, log_level, warnings }) => {
+            start(*config, || begin_log(log_level, &warnings))
+        }
         Err(error) => {
             match &error {
                 // Fails only if nobody is left to read it.
@@ -33,11 +44,33 @@ fn failure(reason: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn start(mut config: DeviceConfig, log_level: tracing::Level) -> ExitCode {
+/// Writes a new secret to standard output.
+fn generate(write: impl FnOnce(&mut dyn Write) -> Result<(), KeyCommandError>) -> ExitCode {
+    let mut out = stdout().lock();
+    if let Some(warning) = key_commands::exposure(&out) {
+        logging::print_error(warning);
+    }
+    key_result(write(&mut out))
+}
+
+fn key_result(result: Result<(), KeyCommandError>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure(&error.to_string()),
+    }
+}
+
+/// Starts logging, with what was noticed before there was a log.
+fn begin_log(level: LevelFilter, warnings: &[String]) {
+    logging::start(level);
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+}
+
+fn start(mut config: DeviceConfig, begin_log: impl FnOnce()) -> ExitCode {
     // In a container process 1 is the container: it must not end while the tunnel runs.
     config.foreground |= Pid::this() == Pid::from_raw(1);
     if config.foreground {
-        return match run(config, log_level, || {}) {
+        return match run(config, begin_log, || {}) {
             Ok(()) => ExitCode::SUCCESS,
             Err(reason) => failure(&reason),
         };
@@ -48,7 +81,7 @@ fn start(mut config: DeviceConfig, log_level: tracing::Level) -> ExitCode {
         Ok(Detached::Parent(Err(reason))) => return failure(&reason),
         Ok(Detached::Child(daemon)) => Some(daemon),
     };
-    let result = run(config, log_level, || daemon.take().into_iter().for_each(release));
+    let result = run(config, begin_log, || daemon.take().into_iter().for_each(release));
     match (result, daemon) {
         (Ok(()), _) => ExitCode::SUCCESS,
         // The parent prints it.
@@ -60,8 +93,8 @@ fn start(mut config: DeviceConfig, log_level: tracing::Level) -> ExitCode {
     }
 }
 
-fn run(config: DeviceConfig, log_level: tracing::Level, ready: impl FnOnce()) -> Result<(), String> {
-    logging::start(log_level);
+fn run(config: DeviceConfig, begin_log: impl FnOnce(), ready: impl FnOnce()) -> Result<(), String> {
+    begin_log();
     if config.plaintext {
         tracing::warn!("plaintext mode: packets are neither encrypted nor authenticated");
     }
@@ -77,7 +110,7 @@ fn release(daemon: Daemon) {
 
 /// Prints what this kernel offers.
 fn probe() -> ExitCode {
-    match features::print(&features::probe(), &mut std::io::stdout().lock()) {
+    match features::print(&features::probe(), &mut stdout().lock()) {
         // Whoever stops reading has seen enough.
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,

@@ -1,41 +1,25 @@
-//! Monotonic time and spans as plain numbers of nanoseconds.
+//! Time since boot, spans and wall-clock time as plain numbers.
 //!
-//! Both can be made from a number, so a simulation owns its clock. The operating system's clocks are read in
+//! All can be made from a number, so a simulation owns its clock. The operating system's clocks are read in
 //! [`crate::io::clock`] and nowhere else.
 
 use std::ops::{Add, Sub};
 
-/// A point on the monotonic clock, in nanoseconds since some fixed start (CLOCK_MONOTONIC in production).
+/// A point on a clock that never goes back, in nanoseconds since some fixed start (CLOCK_BOOTTIME in production, which
+/// goes on while the machine sleeps).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(u64);
 
-/// A length of time, in nanoseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Span(u64);
-
-/// A point on the wall clock, since the Unix epoch (CLOCK_REALTIME in production). May be set, forwards and backwards.
+/// A point on the wall clock: seconds and nanoseconds since 1970-01-01 00:00 UTC. For timestamps that others see.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WallTime {
     secs: u64,
     nanos: u32,
 }
 
-impl WallTime {
-    /// `secs` seconds and `nanos` nanoseconds after the epoch; nanoseconds from 10^9 on are cut off.
-    pub const fn from_parts(secs: u64, nanos: u32) -> WallTime {
-        WallTime { secs, nanos: if nanos < 1_000_000_000 { nanos } else { 999_999_999 } }
-    }
-
-    /// Whole seconds since the epoch.
-    pub const fn secs(self) -> u64 {
-        self.secs
-    }
-
-    /// Nanoseconds in the current second.
-    pub const fn nanos(self) -> u32 {
-        self.nanos
-    }
-}
+/// A length of time, in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Span(u64);
 
 impl Time {
     /// The point `nanos` nanoseconds after the clock's start.
@@ -51,6 +35,27 @@ impl Time {
     /// How long ago `earlier` was; zero if it lies in the future.
     pub const fn since(self, earlier: Time) -> Span {
         Span(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl WallTime {
+    /// `secs` seconds and `nanos` nanoseconds after the epoch.
+    ///
+    /// # Panics
+    /// When `nanos` makes a second or more.
+    pub const fn from_parts(secs: u64, nanos: u32) -> WallTime {
+        assert!(nanos < 1_000_000_000, "a second has fewer nanoseconds");
+        WallTime { secs, nanos }
+    }
+
+    /// Whole seconds since the epoch.
+    pub const fn secs(self) -> u64 {
+        self.secs
+    }
+
+    /// Nanoseconds since the last whole second, below 10^9.
+    pub const fn nanos(self) -> u32 {
+        self.nanos
     }
 }
 
@@ -104,5 +109,12 @@ mod tests {
         let start = Time::from_nanos(5_000);
         assert_eq!((start + Span::from_nanos(70)).since(start), Span::from_nanos(70));
         assert_eq!(start.since(start + Span::from_secs(1)), Span::ZERO);
+    }
+
+    #[test]
+    fn wall_times_are_ordered_by_seconds_first() {
+        let times = [(1, 999_999_999), (2, 0), (2, 1)].map(|(secs, nanos)| WallTime::from_parts(secs, nanos));
+        assert!(times.is_sorted());
+        assert_eq!((times[0].secs(), times[0].nanos()), (1, 999_999_999));
     }
 }

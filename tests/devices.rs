@@ -16,8 +16,13 @@ use nix::sys::socket::{setsockopt, sockopt};
 use uringvpn::control::netlink::{LinkEvent, LinkWatch, Netlink, NetlinkError};
 use uringvpn::io::steer;
 use uringvpn::io::tun::{self, OffloadSwitches, Tun, TunError, TunRequest};
-use uringvpn::io::udp::{self, UdpError, UdpGroup, UdpRequest};
+use uringvpn::io::udp::{self, Steering, UdpError, UdpGroup, UdpRequest};
 use uringvpn::offload::train::TRAIN_SEGMENTS_SAFE;
+
+#[path = "devices/descriptors.rs"]
+mod descriptors;
+#[path = "devices/wireguard.rs"]
+mod wireguard;
 
 const ALL_OFFLOADS: OffloadSwitches = OffloadSwitches { tso: true, uso: true };
 
@@ -53,7 +58,43 @@ fn open_tun(name: &str, queues: usize) -> Result<Tun, TunError> {
 }
 
 fn udp_request() -> UdpRequest {
-    UdpRequest { address: None, port: 0, workers: 4, gro: true, gso: true, buffer_bytes: 1 << 20 }
+    UdpRequest {
+        address: None,
+        port: 0,
+        workers: 4,
+        gro: true,
+        gso: true,
+        buffer_bytes: 1 << 20,
+        steering: Steering::SourcePort,
+        fwmark: 0,
+        patience: udp::BUSY_PATIENCE,
+    }
+}
+
+fn receivers(group: UdpGroup, v6: bool) -> Vec<UdpSocket> {
+    let family = |worker: udp::WorkerSockets| if v6 { worker.v6 } else { worker.v4 };
+    group.workers.into_iter().map(|worker| UdpSocket::from(family(worker).unwrap().receive)).collect()
+}
+
+fn loopback(v6: bool) -> IpAddr {
+    if v6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() }
+}
+
+fn port(socket: &OwnedFd) -> u16 {
+    UdpSocket::from(socket.as_fd().try_clone_to_owned().unwrap()).local_addr().unwrap().port()
+}
+
+fn wait_for(watch: &mut LinkWatch, index: u32, wanted: LinkEvent) {
+    let patience = Instant::now() + Duration::from_secs(5);
+    let mut seen = Vec::new();
+    while Instant::now() < patience {
+        seen.extend(watch.events(index).unwrap());
+        if seen.contains(&wanted) {
+            return;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    panic!("waited for {wanted:?}, saw {seen:?}");
 }
 
 mod devices {
@@ -199,11 +240,6 @@ mod devices {
 
 mod sockets {
     use super::*;
-
-    fn receivers(group: UdpGroup, v6: bool) -> Vec<UdpSocket> {
-        let family = |worker: udp::WorkerSockets| if v6 { worker.v6 } else { worker.v4 };
-        group.workers.into_iter().map(|worker| UdpSocket::from(family(worker).unwrap().receive)).collect()
-    }
 
     #[test]
     fn a_second_instance_on_the_same_port_is_refused() {
@@ -369,6 +405,7 @@ mod sockets {
     fn three_workers_without_a_group_have_no_program_to_attach() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         assert!(steer::spread_by_source_port(&socket, 3).is_err());
+        assert!(steer::spread_by_receiver_index(&socket, 3).is_err());
     }
 
     #[test]
@@ -406,14 +443,6 @@ mod sockets {
                 assert_eq!((message.bytes, time, local, segment), (1000, true, true, 100));
             }
         });
-    }
-
-    fn loopback(v6: bool) -> IpAddr {
-        if v6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() }
-    }
-
-    fn port(socket: &OwnedFd) -> u16 {
-        UdpSocket::from(socket.as_fd().try_clone_to_owned().unwrap()).local_addr().unwrap().port()
     }
 }
 
@@ -494,19 +523,6 @@ mod netlink {
             ip("link delete uvt0");
             wait_for(&mut watch, tun.index, LinkEvent::Deleted);
         });
-    }
-
-    fn wait_for(watch: &mut LinkWatch, index: u32, wanted: LinkEvent) {
-        let patience = Instant::now() + Duration::from_secs(5);
-        let mut seen = Vec::new();
-        while Instant::now() < patience {
-            seen.extend(watch.events(index).unwrap());
-            if seen.contains(&wanted) {
-                return;
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-        panic!("waited for {wanted:?}, saw {seen:?}");
     }
 
     #[test]

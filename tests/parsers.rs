@@ -7,6 +7,8 @@ use packets::*;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
+use uringvpn::control::file;
+use uringvpn::control::uapi::{Request, RequestError, RequestLimits, RequestParser};
 use uringvpn::offload::Part;
 use uringvpn::offload::coalesce::{Coalescer, Merge};
 use uringvpn::offload::split::Split;
@@ -49,6 +51,80 @@ fn swallow_twice(read: &[u8]) {
     swallow(read, &mut coalescer);
     swallow(read, &mut coalescer);
     assert!(coalescer.drain().count() <= 2);
+}
+
+/// What the configuration protocol's parser makes of `text` when it comes in pieces of these sizes.
+fn requests(text: &[u8], pieces: impl Iterator<Item = usize>) -> Vec<Result<Request, RequestError>> {
+    let mut parser = RequestParser::new(RequestLimits::default(), |_| Some(1));
+    let (mut rest, mut found) = (text, Vec::new());
+    for piece in pieces {
+        let (mut now, later) = rest.split_at(piece.min(rest.len()));
+        rest = later;
+        while let Some(request) = parser.feed(&mut now) {
+            found.push(request);
+        }
+        assert!(now.is_empty(), "what is not the end of a request is taken");
+    }
+    found
+}
+
+fn check_requests(text: &[u8], piece: usize) -> Result<(), TestCaseError> {
+    let whole = requests(text, std::iter::once(text.len()));
+    let pieces = requests(text, std::iter::repeat_n(piece, text.len()));
+    prop_assert_eq!(&whole, &pieces);
+    let ended = text.split_inclusive(|&byte| byte == b'\n');
+    let blank = ended.filter(|&line| line == b"\n" || line == b"\r\n").count();
+    prop_assert_eq!(whole.len(), blank, "one answer per blank line");
+    Ok(())
+}
+
+const FILE_KEY: &str = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=";
+
+/// What files are made of, right and wrong.
+const FILE_PIECES: &[&str] = &[
+    "\n",
+    "\r\n",
+    "[Interface]\n",
+    "[peer]\n",
+    "[",
+    "]",
+    " = ",
+    "=",
+    "#",
+    ",",
+    "\u{feff}",
+    "ü",
+    "\t",
+    FILE_KEY,
+    "PrivateKey = yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=\n",
+    "PublicKey = xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\n",
+    "PresharedKey = ",
+    "AllowedIPs = 10.0.0.0/8,fd00::/64\n",
+    "Address = 10.9.0.1/24\n",
+    "Endpoint = h:1\n",
+    "Endpoint = [::1]:7\n",
+    "MTU = 1420\n",
+    "FwMark = 0x1\n",
+    "Table = off\n",
+    "PersistentKeepalive = 25\n",
+    "PostUp = x\n",
+    "DNS = 9.9.9.9\n",
+    "ListenPort = 70000\n",
+];
+
+fn read_file(bytes: &[u8]) {
+    match file::parse("wg0.conf", bytes) {
+        Ok(config) => {
+            assert!(config.private_key.is_some() && config.peers.iter().all(|peer| peer.public_key.is_some()))
+        }
+        Err(error) => {
+            let lines: Vec<_> = bytes.split(|&byte| byte == b'\n').collect();
+            let place = format!("{error} in {:?}", String::from_utf8_lossy(bytes));
+            assert!((1..=lines.len()).contains(&error.line), "{place}");
+            assert!((1..=lines[error.line - 1].len() + 1).contains(&error.column), "{place}");
+            assert!(!error.to_string().contains(&FILE_KEY[..20]), "{place}");
+        }
+    }
 }
 
 proptest! {
@@ -102,6 +178,24 @@ proptest! {
     }
 
     #[test]
+    fn a_configuration_file_of_arbitrary_bytes_is_understood_or_its_place_told(bytes in vec(any::<u8>(), 0..400)) {
+        read_file(&bytes);
+    }
+
+    #[test]
+    fn a_configuration_file_of_mixed_up_lines_is_understood_or_its_place_told(
+        pieces in vec(prop::sample::select(FILE_PIECES.to_vec()), 0..24), cut in any::<Index>(), junk in any::<u8>(),
+    ) {
+        let mut bytes = pieces.concat().into_bytes();
+        read_file(&bytes);
+        if !bytes.is_empty() {
+            let at = cut.index(bytes.len());
+            bytes[at] = junk;
+            read_file(&bytes);
+        }
+    }
+
+    #[test]
     fn datagrams_of_a_stride_cover_what_was_received(bytes in 0usize..70_000, stride in 0usize..70_000) {
         let mut at = 0;
         for range in datagrams(bytes, stride) {
@@ -110,5 +204,24 @@ proptest! {
             at = range.end;
         }
         prop_assert_eq!(at, bytes);
+    }
+
+    #[test]
+    fn arbitrary_configuration_requests_are_answered_once_each(
+        text in vec(prop_oneof![any::<u8>(), Just(b'\n'), Just(b'='), Just(b'\r')], 0..300), piece in 1usize..20,
+    ) {
+        check_requests(&text, piece)?;
+    }
+
+    #[test]
+    fn so_are_those_made_of_a_requests_pieces(
+        pieces in vec(prop::sample::select(vec![
+            "set=1\n", "get=1\n", "\n", "\r\n", "=", "public_key=", "allowed_ip=", "endpoint=", "remove=true\n", "-", "/",
+            "replace_peers=true\n", "private_key=", "0000000000000000000000000000000000000000000000000000000000000000",
+            "10.0.0.0/8\n", "[fe80::1%x]:1\n", "::/0", "fwmark=", "7", "listen_port=", "\0", "ü", "%",
+        ]), 0..30),
+        piece in 1usize..20,
+    ) {
+        check_requests(pieces.concat().as_bytes(), piece)?;
     }
 }

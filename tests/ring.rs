@@ -7,10 +7,12 @@
 
 #[path = "packets/mod.rs"]
 mod packets;
+#[path = "ring/rebind.rs"]
+mod rebind;
 
 use std::collections::VecDeque;
 use std::io::{IoSliceMut, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,17 +22,23 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, recv, recvmsg, send, setsockopt, socketpair, sockopt,
 };
 use packets::{Packet, payload};
+use rebind::{
+    a_family_comes_and_goes_with_the_sockets, rebinding_again_and_again_under_traffic_loses_no_buffer,
+    rebound_it_talks_through_the_new_sockets_and_the_old_port_is_free,
+    what_arrives_at_a_clone_of_replaced_sockets_wakes_nobody,
+};
 use uringvpn::io::driver::{Completion, Driver, Endpoint, Send, Wait};
 use uringvpn::io::fake::{Fake, Faults};
 use uringvpn::io::lease::Lease;
 use uringvpn::io::message::Devices;
 use uringvpn::io::ring;
 use uringvpn::io::syscall::Syscall;
-use uringvpn::io::udp::{self, UdpRequest};
+use uringvpn::io::udp::{self, Steering, UdpRequest, WorkerSockets};
 use uringvpn::io::uring::Uring;
 use uringvpn::io::wake::Waker;
 use uringvpn::offload::Part;
 use uringvpn::offload::coalesce::{Coalescer, Gather, Merge};
+use uringvpn::offload::stride::Received;
 use uringvpn::time::{Span, Time};
 use uringvpn::wire::ip::IpView;
 use uringvpn::wire::vnet_hdr::VnetHdr;
@@ -71,6 +79,7 @@ on_both_drivers! {
     a_train_arrives_as_its_datagrams
     a_train_to_a_gro_socket_is_cut_by_its_stride
     the_source_address_asked_for_is_used_and_the_one_sent_to_is_told
+    the_traffic_class_of_a_send_is_the_one_received_in_either_family
     sends_leave_in_the_order_they_were_queued
     a_tun_read_is_one_record
     a_gather_write_is_one_record
@@ -82,6 +91,10 @@ on_both_drivers! {
     a_deadline_ends_a_wait
     a_refused_send_can_be_sent_again_in_the_same_turn
     many_refused_sends_can_be_sent_again_in_the_same_turn
+    rebound_it_talks_through_the_new_sockets_and_the_old_port_is_free
+    rebinding_again_and_again_under_traffic_loses_no_buffer
+    a_family_comes_and_goes_with_the_sockets
+    what_arrives_at_a_clone_of_replaced_sockets_wakes_nobody
     dropping_the_driver_frees_port_and_tun_at_once
 }
 
@@ -95,6 +108,23 @@ fn has_io_uring() -> bool {
     let name = thread::current().name().unwrap_or_default().to_owned();
     let _ = writeln!(std::io::stderr(), "SKIPPED: no io_uring ({error}): {name}");
     false
+}
+
+/// One worker's sockets on a port of the kernel's choice.
+fn open_sockets(address: Option<IpAddr>) -> (WorkerSockets, u16) {
+    let request = UdpRequest {
+        address,
+        port: 0,
+        workers: 1,
+        gro: true,
+        gso: true,
+        buffer_bytes: 4 << 20,
+        steering: Steering::SourcePort,
+        fwmark: 0,
+        patience: udp::BUSY_PATIENCE,
+    };
+    let mut group = udp::open(&request).unwrap();
+    (group.workers.remove(0), group.port)
 }
 
 /// A driver and the other ends of its descriptors.
@@ -113,20 +143,25 @@ impl Rig {
     fn new(open: Open) -> Rig {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let (tun, kernel) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
-        let request =
-            UdpRequest { address: None, port: 0, workers: 1, gro: true, gso: true, buffer_bytes: 4 << 20 };
-        let mut group = udp::open(&request).unwrap();
-        let devices = Devices { tun, sockets: group.workers.remove(0) };
+        let (sockets, port) = open_sockets(None);
+        let devices = Devices { tun, sockets };
         let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
         peer.set_read_timeout(Some(PATIENCE)).unwrap();
         setsockopt(&peer, sockopt::RcvBuf, &(1 << 20)).unwrap();
         let waker = Waker::new().unwrap();
         let driver = open(devices, waker.clone());
-        let mut rig = Rig { driver, waker, kernel, peer, port: group.port, done: VecDeque::new() };
+        let mut rig = Rig { driver, waker, kernel, peer, port, done: VecDeque::new() };
         // Arms whatever receives; may report a wake that nobody asked for.
         rig.turn(Wait::Not);
         rig.done.clear();
         rig
+    }
+
+    /// Gives the driver sockets on another port, of all families or of `address` only.
+    fn rebind(&mut self, address: Option<IpAddr>) {
+        let (sockets, port) = open_sockets(address);
+        self.driver.rebind(sockets).unwrap();
+        self.port = port;
     }
 
     fn address(&self) -> SocketAddr {
@@ -175,13 +210,13 @@ impl Rig {
         })
     }
 
-    /// The datagrams of the next receive, and the address they were sent to.
-    fn next_received(&mut self) -> (Lease, Vec<Vec<u8>>, Option<IpAddr>) {
+    /// The datagrams of the next receive, and what the kernel said about them.
+    fn next_received(&mut self) -> (Lease, Vec<Vec<u8>>, Received) {
         self.next(|completion| match completion {
             Completion::Received { lease, received } => {
                 assert!(!received.truncated);
                 let datagrams = received.datagrams().map(|range| lease[range].to_vec()).collect();
-                Some((lease, datagrams, received.to))
+                Some((lease, datagrams, received))
             }
             _ => None,
         })
@@ -207,7 +242,7 @@ impl Rig {
 fn datagrams(slot: u16, to: Endpoint, bytes: u32, segment_bytes: u16) -> Send {
     let count = bytes.div_ceil(segment_bytes.into()) as u16;
     let part = Part { slot, start: 0, len: bytes };
-    Send { peer: 7, to, part, segment_bytes, datagrams: count, started: Time::from_nanos(9) }
+    Send { peer: 7, to, tos: 0, part, segment_bytes, datagrams: count, started: Time::from_nanos(9) }
 }
 
 /// Datagram `index` of `count` equal ones in one buffer.
@@ -267,8 +302,25 @@ fn the_source_address_asked_for_is_used_and_the_one_sent_to_is_told(open: Open) 
     assert_eq!(rig.heard_by_peer().1, SocketAddr::new(source, rig.port));
 
     rig.peer.send_to(b"to there", SocketAddr::new([127, 0, 0, 3].into(), rig.port)).unwrap();
-    let (_lease, datagrams, to) = rig.next_received();
-    assert_eq!((datagrams, to), (vec![b"to there".to_vec()], Some([127, 0, 0, 3].into())));
+    let (_lease, datagrams, received) = rig.next_received();
+    assert_eq!((datagrams, received.to), (vec![b"to there".to_vec()], Some([127, 0, 0, 3].into())));
+}
+
+fn the_traffic_class_of_a_send_is_the_one_received_in_either_family(open: Open) {
+    let mut rig = Rig::new(open);
+    let loopbacks = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
+    // A container may have no IPv6.
+    for loopback in loopbacks.into_iter().filter(|address| UdpSocket::bind((*address, 0)).is_ok()) {
+        // A train with everything a send can ask for, and single datagrams; the class of one is not left to the next.
+        for (bytes, tos) in [(4300, 0xb9), (300, 0x02), (300, 0)] {
+            let slot = rig.lend(&payload(bytes as usize, 1));
+            let to_itself = Endpoint { remote: (loopback, rig.port).into(), local: Some(loopback) };
+            rig.driver.send(Send { tos, ..datagrams(slot, to_itself, bytes, 1000) });
+            let (lease, heard, received) = rig.next_received();
+            assert_eq!((heard[0].len(), received.tos), (1000.min(bytes as usize), tos), "{loopback}");
+            rig.driver.lend(lease);
+        }
+    }
 }
 
 fn sends_leave_in_the_order_they_were_queued(open: Open) {

@@ -2,17 +2,35 @@
 //!
 //! Two steps. `LowArgs` is what was typed, clap's part; its doc comments are the help. `LowArgs::config` is what
 //! was meant: a checked [`DeviceConfig`]. Values that need more than clap knows are read in the second step, so that
-//! their errors are one sentence with a correct example.
+//! their errors are one sentence with a correct example. So are the files with keys: a [`DeviceConfig`] is complete.
+//!
+//! Three ways to describe a tunnel, of which one must be chosen:
+//!
+//! | typed | who configures |
+//! |---|---|
+//! | `--peer …` | the command line |
+//! | `--config wg0.conf` | the file ([`super::file`]) |
+//! | `NAME` | nobody yet; whoever started us will, over the configuration socket, as with `wireguard-go NAME` |
 
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use super::config::{ConfigError, DeviceConfig, IoChoice, MTU_DEFAULT, Offloads, PinChoice, QUEUES};
+use tracing::level_filters::LevelFilter;
+
+use super::config::{
+    ConfigError, DeviceConfig, IoChoice, MTU_DEFAULT, Offloads, PinChoice, QUEUES, parse_fwmark,
+};
 use super::endpoint::{Listen, parse_address};
-use super::name::TUN_DEFAULT;
+use super::environment::WgEnvironment;
+use super::file;
+use super::name::{TUN_DEFAULT, check_name};
+use super::peer::{PeerConfig, PeerText};
+use super::secret::{self, CONFIG_FILE_BYTES_MAX, holds_key, quote};
+use crate::proto::keys::KeyError;
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,10 +40,18 @@ pub enum Invocation {
         /// The tunnel, already checked.
         config: Box<DeviceConfig>,
         /// Least severe level to log.
-        log_level: tracing::Level,
+        log_level: LevelFilter,
+        /// What the operator should know though the tunnel can run.
+        warnings: Vec<String>,
     },
     /// Print what this kernel offers.
     Probe,
+    /// Print a new private key.
+    GenerateKey,
+    /// Print the public key to a private key.
+    PublicKey,
+    /// Print a new preshared key.
+    GeneratePresharedKey,
 }
 
 /// Why there is nothing to do: help was asked for, or the command line is wrong.
@@ -40,12 +66,10 @@ pub enum CliError {
 }
 
 impl CliError {
-    /// Exit code of the process: 0 for help and version, 2 for a command line that is wrong, 1 for one that is right
-    /// but beyond this version.
+    /// Exit code of the process: 0 for help and version, 2 for a command line that is wrong.
     pub fn exit_code(&self) -> u8 {
         match self {
             CliError::Clap(error) => u8::try_from(error.exit_code()).unwrap_or(2),
-            CliError::Config(ConfigError::KeyedNotBuilt { .. }) => 1,
             CliError::Config(_) => 2,
         }
     }
@@ -60,12 +84,27 @@ where
     I: IntoIterator<Item = T>,
     T: Into<OsString> + Clone,
 {
-    let cli = Cli::try_parse_from(arguments)?;
-    if let Some(Command::Probe) = cli.command {
-        return Ok(Invocation::Probe);
+    let cli = Cli::try_parse_from(arguments).map_err(without_keys)?;
+    match cli.command {
+        Some(Command::Probe) => return Ok(Invocation::Probe),
+        Some(Command::Genkey) => return Ok(Invocation::GenerateKey),
+        Some(Command::Pubkey) => return Ok(Invocation::PublicKey),
+        Some(Command::Genpsk) => return Ok(Invocation::GeneratePresharedKey),
+        None => {}
     }
-    let log_level = cli.args.log_level.level();
-    Ok(Invocation::Run { config: Box::new(cli.args.config(core_count())?), log_level })
+    let environment = WgEnvironment::read(|name| std::env::var_os(name))?;
+    let log_level = cli.args.log_level.map_or(environment.log_level, LowLevel::filter);
+    let mut warnings = Vec::new();
+    let config = Box::new(cli.args.config(core_count(), &environment, &mut warnings)?);
+    Ok(Invocation::Run { config, log_level, warnings })
+}
+
+/// clap repeats what it does not understand, which must not be a key.
+fn without_keys(error: clap::Error) -> CliError {
+    if error.use_stderr() && holds_key(&error.to_string()) {
+        return ConfigError::MisplacedKey.into();
+    }
+    error.into()
 }
 
 /// Cores this process may run on (its CPU affinity), but at least 1 and at most the queues a device can have.
@@ -79,24 +118,40 @@ const ABOUT: &str = "A userspace tunnel for Linux: carries IP packets between a 
 const LONG_ABOUT: &str = "\
 A userspace tunnel for Linux: carries IP packets between a TUN interface and UDP.
 
-Every queue of the interface has a worker thread of its own with its own io_uring and its own UDP sockets. \
-This version carries packets in the clear, and only if told so with --plaintext. \
-It needs root, or CAP_NET_ADMIN and read and write access to /dev/net/tun.";
+It speaks WireGuard, so the other end may be any WireGuard, and `wg` shows and changes the tunnel. Every queue of the \
+interface has a worker thread of its own with its own io_uring and its own UDP sockets. \
+It needs root, or CAP_NET_ADMIN and read and write access to /dev/net/tun.
+
+With NAME it makes an interface of that name, leaves it down, and waits for `wg` and `wg-quick` to configure it. \
+WG_TUN_FD, WG_UAPI_FD, WG_PROCESS_FOREGROUND and LOG_LEVEL in the environment mean what they mean to wireguard-go.";
 
 const EXAMPLES: &str = "\
 Examples:
-  Two hosts that reach each other as 192.0.2.1 and 192.0.2.2, tunnelled without encryption,
+  A key for each end; the public one is for the other end:
+
+    umask 077; uringvpn genkey > wg.key; uringvpn pubkey < wg.key
+
+  A server at 192.0.2.1 that learns where its client is, and the client,
   10.9.0.1 and 10.9.0.2 being their addresses inside the tunnel:
+
+    uringvpn --private-key wg.key --address 10.9.0.1/24 --peer CLIENT_KEY@,allowed-ips=10.9.0.2
+    uringvpn --private-key wg.key --address 10.9.0.2/24 \\
+      --peer SERVER_KEY@192.0.2.1:51820,allowed-ips=10.9.0.0/24
+
+  The same from a file of wg-quick, by us, and by wg-quick with its hooks, DNS and default routes
+  on a kernel without WireGuard of its own:
+
+    uringvpn --config wg0.conf
+    WG_QUICK_USERSPACE_IMPLEMENTATION=uringvpn wg-quick up ./wg0.conf
+
+  An interface for `wg` to configure, in the foreground:
+
+    uringvpn -f wg0
+
+  Two hosts on a network you trust, tunnelled without encryption:
 
     on 192.0.2.1:  uringvpn --plaintext --address 10.9.0.1/24 --peer 192.0.2.2:51820
     on 192.0.2.2:  uringvpn --plaintext --address 10.9.0.2/24 --peer 192.0.2.1:51820
-    then:          ping 10.9.0.2
-
-  Two peers, each with what is behind it, in the foreground with statistics every 10 seconds:
-
-    uringvpn -f --plaintext --address 10.9.0.1/24 --stats-interval 10 \\
-      --peer 192.0.2.2:51820,allowed-ips=10.9.0.2+10.20.0.0/16 \\
-      --peer '[2001:db8::3]:51820,allowed-ips=10.9.0.3+fd00:3::/64'
 
   What this kernel offers, and what is done without it:
 
@@ -105,13 +160,13 @@ Examples:
 Exit codes:
   0  the tunnel ran and was stopped, or is running in the background
   1  something failed, the message says what
-  2  the command line or an environment variable is wrong";
+  2  the command line, an environment variable or a file named there is wrong";
 
 #[derive(Debug, Parser)]
 #[command(
     name = "uringvpn",
     version,
-    override_usage = "uringvpn [OPTIONS] --plaintext --peer <PEER>...\n       uringvpn probe",
+    override_usage = "uringvpn [OPTIONS] --private-key <FILE> --peer <PEER>...\n       uringvpn [OPTIONS] --config <FILE>\n       uringvpn [OPTIONS] <NAME>\n       uringvpn [OPTIONS] --plaintext --peer <PEER>...\n       uringvpn genkey | pubkey | genpsk | probe",
     about = ABOUT,
     long_about = LONG_ABOUT,
     after_long_help = EXAMPLES,
@@ -132,21 +187,47 @@ struct Cli {
 enum Command {
     /// Print what this kernel offers: each offload, each ring feature, and what is done without it
     Probe,
+    /// Print a new private key
+    Genkey,
+    /// Read a private key from standard input and print the public key that belongs to it
+    Pubkey,
+    /// Print a new preshared key
+    Genpsk,
 }
 
 /// The options as they were typed.
 #[derive(Debug, Args)]
 struct LowArgs {
+    /// Interface to make and to leave to `wg` and `wg-quick`
+    #[arg(value_name = "NAME", conflicts_with_all = ["config", "peer", "private_key", "address", "listen", "fwmark", "tun"])]
+    name: Option<String>,
+
     /// Other end of the tunnel; several may be given
     ///
-    /// [PUBLIC_KEY@][HOST:PORT][,allowed-ips=CIDR[+CIDR...]][,keepalive=SECONDS][,psk=FILE]
+    /// PUBLIC_KEY@[HOST:PORT][,allowed-ips=CIDR[+CIDR...]][,keepalive=SECONDS][,psk=FILE]
     ///
-    /// HOST is an IPv4 address, an IPv6 address in brackets, or a name. The allowed IPs are routed to the peer and
-    /// are the only sources accepted from it; a single peer that names none gets everything, 0.0.0.0/0 and ::/0.
-    /// With --plaintext a peer has no key, and needs HOST:PORT. In the environment, spaces separate peers.
+    /// HOST is an IPv4 address, an IPv6 address in brackets, or a name. Without it the peer has to begin. The allowed
+    /// IPs are routed to the peer and are the only sources accepted from it; a single peer that names none gets
+    /// everything, 0.0.0.0/0 and ::/0. FILE holds a preshared key. With --plaintext a peer has no PUBLIC_KEY@, and
+    /// needs HOST:PORT. In the environment, spaces separate peers.
     #[arg(long, env = "URINGVPN_PEER", hide_env_values = true, value_name = "PEER", num_args = 1..)]
     #[arg(help_heading = "Tunnel")]
     peer: Vec<String>,
+
+    /// File with our private key, as `uringvpn genkey` prints it; - reads standard input
+    ///
+    /// The key itself is never an argument or in the environment, where others could read it.
+    #[arg(long, env = "URINGVPN_PRIVATE_KEY", hide_env_values = true, value_name = "FILE")]
+    #[arg(help_heading = "Tunnel")]
+    private_key: Option<PathBuf>,
+
+    /// Configuration file of wg-quick, instead of the options that describe the tunnel
+    ///
+    /// wg0.conf gives the interface the name wg0 unless --tun gives another. DNS, PreUp, PostUp, PreDown, PostDown and
+    /// SaveConfig are ignored with a warning, wg-quick does them; so it is with default routes.
+    #[arg(long, env = "URINGVPN_CONFIG", hide_env_values = true, value_name = "FILE")]
+    #[arg(conflicts_with_all = ["peer", "private_key", "address", "listen", "fwmark", "mtu"], help_heading = "Tunnel")]
+    config: Option<PathBuf>,
 
     /// Send packets without encryption or authentication
     ///
@@ -158,18 +239,23 @@ struct LowArgs {
 
     /// UDP port to receive on, if need be on one address only
     ///
-    /// An IPv6 address stands in brackets: [2001:db8::1]:51820.
+    /// An IPv6 address stands in brackets: [2001:db8::1]:51820. Port 0 lets the kernel choose one, not with --plaintext.
     #[arg(long, env = "URINGVPN_LISTEN", hide_env_values = true, value_name = "[ADDR:]PORT")]
     #[arg(default_value_t = Listen::default().to_string(), help_heading = "Tunnel")]
     listen: String,
 
-    /// Name of the TUN interface, at most 15 bytes
+    /// Mark of the tunnel's own datagrams for policy routing: a number, perhaps hexadecimal after 0x, or off
+    #[arg(long, env = "URINGVPN_FWMARK", hide_env_values = true, value_name = "MARK")]
+    #[arg(default_value = "off", help_heading = "Tunnel")]
+    fwmark: String,
+
+    /// Name of the TUN interface, at most 15 bytes [default: uringvpn0]
     ///
     /// Created, or taken over if a persistent one of that name exists. In a name like uring%d the kernel replaces %d
     /// by a free number.
     #[arg(long, env = "URINGVPN_TUN", hide_env_values = true, value_name = "NAME")]
-    #[arg(default_value = TUN_DEFAULT, help_heading = "Interface")]
-    tun: String,
+    #[arg(help_heading = "Interface")]
+    tun: Option<String>,
 
     /// Address of the interface with its prefix length; several may be given
     ///
@@ -227,12 +313,12 @@ struct LowArgs {
     #[arg(help_heading = "Process")]
     stats_interval: Option<u64>,
 
-    /// Least severe messages to log
+    /// Least severe messages to log [default: info]
     ///
     /// The log goes to standard error. In the background it is kept only if that is a file or a socket.
     #[arg(long, env = "URINGVPN_LOG_LEVEL", hide_env_values = true, value_name = "LEVEL")]
-    #[arg(value_enum, default_value_t = LowLevel::Info, help_heading = "Process")]
-    log_level: LowLevel,
+    #[arg(value_enum, help_heading = "Process")]
+    log_level: Option<LowLevel>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -277,37 +363,48 @@ enum LowLevel {
 }
 
 impl LowLevel {
-    fn level(self) -> tracing::Level {
+    fn filter(self) -> LevelFilter {
         match self {
-            LowLevel::Error => tracing::Level::ERROR,
-            LowLevel::Warn => tracing::Level::WARN,
-            LowLevel::Info => tracing::Level::INFO,
-            LowLevel::Debug => tracing::Level::DEBUG,
-            LowLevel::Trace => tracing::Level::TRACE,
+            LowLevel::Error => LevelFilter::ERROR,
+            LowLevel::Warn => LevelFilter::WARN,
+            LowLevel::Info => LevelFilter::INFO,
+            LowLevel::Debug => LevelFilter::DEBUG,
+            LowLevel::Trace => LevelFilter::TRACE,
         }
     }
 }
 
 impl LowArgs {
     /// What was meant, checked; `queues` is used if none were asked for.
-    fn config(&self, queues: usize) -> Result<DeviceConfig, ConfigError> {
+    fn config(
+        &self,
+        queues: usize,
+        environment: &WgEnvironment,
+        warnings: &mut Vec<String>,
+    ) -> Result<DeviceConfig, ConfigError> {
+        let how = self.how_to_run(queues, environment)?;
+        match (&self.name, &self.config) {
+            (Some(name), _) => self.for_name(name, how),
+            (None, Some(path)) => self.for_file(path, how, warnings),
+            (None, None) => self.for_options(how, warnings),
+        }
+    }
+
+    /// Everything but what the tunnel is.
+    fn how_to_run(&self, queues: usize, environment: &WgEnvironment) -> Result<DeviceConfig, ConfigError> {
         let on = |offload| !self.disable.contains(&offload);
-        DeviceConfig {
-            tun: self.tun.clone(),
+        Ok(DeviceConfig {
             queues: match self.queues {
+                // Only the interface's owner can open more of its queues.
+                None if environment.tun_fd.is_some() => 1,
                 None => queues,
                 Some(given) => usize::try_from(given).map_err(|_| ConfigError::Queues { given })?,
             },
-            addresses: words(&self.address, true).map(parse_address).collect::<Result<_, _>>()?,
-            listen: self.listen.parse()?,
-            peers: words(&self.peer, false).map(str::parse).collect::<Result<_, _>>()?,
-            mtu: u16::try_from(self.mtu).map_err(|_| ConfigError::Mtu { given: self.mtu })?,
             io: match self.io {
                 LowIo::Auto => IoChoice::Auto,
                 LowIo::Uring => IoChoice::Uring,
                 LowIo::Syscall => IoChoice::Syscall,
             },
-            plaintext: self.plaintext,
             offloads: Offloads {
                 tso: on(LowOffload::Tso),
                 uso: on(LowOffload::Uso),
@@ -324,11 +421,154 @@ impl LowArgs {
                 LowPin::On => PinChoice::On,
                 LowPin::Off => PinChoice::Off,
             },
+            mtu: u16::try_from(self.mtu).map_err(|_| ConfigError::Mtu { given: self.mtu })?,
             routes: !self.no_routes,
-            foreground: self.foreground,
-        }
-        .check()
+            foreground: self.foreground || environment.foreground,
+            tun_fd: environment.tun_fd,
+            uapi_fd: environment.uapi_fd,
+            ..DeviceConfig::default()
+        })
     }
+
+    /// `uringvpn NAME`: an interface without anything, not even up.
+    fn for_name(&self, name: &str, how: DeviceConfig) -> Result<DeviceConfig, ConfigError> {
+        if self.plaintext {
+            return Err(ConfigError::Excluding(
+                "NAME",
+                "--plaintext (an interface has its name from --tun then)",
+            ));
+        }
+        if Cli::command().find_subcommand(name).is_some() {
+            return Err(ConfigError::CommandAsName { name: name.to_owned() });
+        }
+        let listen = Listen { address: None, port: 0 };
+        DeviceConfig { tun: name.to_owned(), set_up: false, routes: false, listen, ..how }.check()
+    }
+
+    /// `--config FILE`: as wg and wg-quick mean it.
+    fn for_file(
+        &self,
+        path: &Path,
+        how: DeviceConfig,
+        warnings: &mut Vec<String>,
+    ) -> Result<DeviceConfig, ConfigError> {
+        if self.plaintext {
+            return Err(ConfigError::Excluding("--config", "--plaintext"));
+        }
+        let read = secret::read(path, "--config", CONFIG_FILE_BYTES_MAX)?;
+        let shown = path.display().to_string();
+        let file = file::parse(&shown, &read.bytes)?;
+        warnings.extend(read.world_readable.then(|| world_readable(path)));
+        warnings.extend(file.warnings);
+        let config = DeviceConfig {
+            tun: self
+                .tun
+                .clone()
+                .or_else(|| interface_of(path))
+                .ok_or_else(|| ConfigError::NameOfFile { path: path.to_owned() })?,
+            addresses: file.addresses,
+            listen: Listen { address: None, port: file.listen_port.unwrap_or(0) },
+            private_key: file.private_key,
+            fwmark: file.fwmark.unwrap_or(0),
+            mtu: file.mtu.unwrap_or(how.mtu),
+            routes: how.routes && !file.table_off,
+            peers: file.peers,
+            ..how
+        };
+        let config = config.check()?;
+        warnings.extend(unserved(&shown, &config));
+        Ok(config)
+    }
+
+    /// The tunnel that the options describe.
+    fn for_options(
+        &self,
+        how: DeviceConfig,
+        warnings: &mut Vec<String>,
+    ) -> Result<DeviceConfig, ConfigError> {
+        if self.plaintext && self.private_key.is_some() {
+            return Err(ConfigError::PlaintextWithKey);
+        }
+        let config = DeviceConfig {
+            tun: self.tun.clone().unwrap_or_else(|| TUN_DEFAULT.to_owned()),
+            addresses: words(&self.address, true).map(parse_address).collect::<Result<_, _>>()?,
+            listen: self.listen.parse()?,
+            fwmark: parse_fwmark(&self.fwmark)
+                .ok_or_else(|| ConfigError::Fwmark { given: quote(&self.fwmark) })?,
+            plaintext: self.plaintext,
+            uapi: !self.plaintext,
+            ..how
+        };
+        let peers: Vec<PeerText> = words(&self.peer, false).map(str::parse).collect::<Result<_, _>>()?;
+        // Files last: reading one may take a while, and what is wrong without them needs none.
+        config.check_device()?;
+        let private_key = match &self.private_key {
+            None => None,
+            Some(path) => Some(read_key(path, "--private-key", warnings)?),
+        };
+        let peers = peers
+            .into_iter()
+            .map(|text| self.with_preshared_key(text, warnings))
+            .collect::<Result<_, _>>()?;
+        DeviceConfig { private_key, peers, ..config }.check()?.complete_allowed_ips()
+    }
+
+    fn with_preshared_key(
+        &self,
+        text: PeerText,
+        warnings: &mut Vec<String>,
+    ) -> Result<PeerConfig, ConfigError> {
+        let PeerText { peer, psk_file } = text;
+        let Some(path) = psk_file else { return Ok(peer) };
+        if self.plaintext {
+            return Err(ConfigError::MeaninglessInPlaintext {
+                peer: Box::new(peer),
+                what: "a preshared key",
+            });
+        }
+        Ok(PeerConfig { preshared_key: Some(read_key(&path, "psk", warnings)?), ..peer })
+    }
+}
+
+/// The key in a file; a file that everybody can read is worth a warning.
+fn read_key<K>(path: &Path, option: &'static str, warnings: &mut Vec<String>) -> Result<K, ConfigError>
+where
+    K: std::str::FromStr<Err = KeyError>,
+{
+    let (key, readable) = secret::read_key(path, option)?;
+    warnings.extend(readable.then(|| world_readable(path)));
+    Ok(key)
+}
+
+fn world_readable(path: &Path) -> String {
+    let path = path.display();
+    format!("{path}: others on this machine can read or change the key in it; `chmod 600 {path}`")
+}
+
+/// `wg0` for `/etc/wireguard/wg0.conf`.
+fn interface_of(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str()?.strip_suffix(".conf")?;
+    check_name(name).is_ok().then(|| name.to_owned())
+}
+
+/// What a reader of the file `file` could expect of `config`, and is not so.
+fn unserved(file: &str, config: &DeviceConfig) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let prefixes = || config.peers.iter().flat_map(|peer| &peer.allowed_ips);
+    if config.routes
+        && let Some(default) = prefixes().find(|prefix| prefix.prefix_len() == 0)
+    {
+        warnings.push(format!(
+            "{file}: no route for {default} is added, it would catch the tunnel's own datagrams; wg-quick knows a way: \
+             WG_QUICK_USERSPACE_IMPLEMENTATION=uringvpn wg-quick up {file}"
+        ));
+    }
+    for peer in config.peers.iter().filter(|peer| peer.allowed_ips.is_empty()) {
+        warnings.push(format!(
+            "{file}: peer {peer} has no AllowedIPs: nothing is sent to it or accepted from it"
+        ));
+    }
+    warnings
 }
 
 /// The words of a list option: an environment variable holds the whole list in one value.

@@ -4,16 +4,19 @@
 //! only then does [`crate::worker`] open anything. Everything here is values: no kernel, no network. Their text forms:
 //! [`super::peer`], [`super::endpoint`], [`super::name`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
+use std::os::fd::RawFd;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::endpoint::{AddressError, HostPort, Listen, ListenError, PORT_DEFAULT};
-use super::name::{NameProblem, TUN_DEFAULT, check_name};
-use super::peer::{PEER_EXAMPLE, PeerConfig, PeerError, drop_repetitions, truncate_prefixes};
-use super::shorten;
+pub use super::config_error::ConfigError;
+use super::endpoint::Listen;
+use super::name::{TUN_DEFAULT, check_name};
+use super::peer::{PeerConfig, drop_repetitions, truncate_prefixes};
+use super::secret::quote;
+use crate::proto::keys::PrivateKey;
 
 /// Queues, hence workers, a device may have. linux/if_tun.h: MAX_TAP_QUEUES is 256.
 pub const QUEUES: RangeInclusive<usize> = 1..=256;
@@ -33,10 +36,15 @@ pub struct DeviceConfig {
     pub queues: usize,
     /// Addresses of the interface with their prefix lengths; the host bits count. Empty: the interface gets none.
     pub addresses: Vec<IpNet>,
-    /// Where we receive.
+    /// Where we receive. Port 0, never with `plaintext`: the kernel chooses one.
     pub listen: Listen,
-    /// The other ends. After [`check`](DeviceConfig::check): at least one, no two with the same allowed IP.
+    /// The other ends. After [`check`](DeviceConfig::check): no two with the same key or the same allowed IP, and
+    /// with `plaintext` at least one.
     pub peers: Vec<PeerConfig>,
+    /// Who we are to our peers. `None` with `plaintext`, and where the configuration socket is to bring it.
+    pub private_key: Option<PrivateKey>,
+    /// Mark of the tunnel's own datagrams for policy routing (SO_MARK); 0 marks none.
+    pub fwmark: u32,
     /// Largest IP packet in the tunnel, in bytes. Within [`MTU`].
     pub mtu: u16,
     /// Which driver talks to the kernel.
@@ -51,11 +59,20 @@ pub struct DeviceConfig {
     pub pin: PinChoice,
     /// Add the routes of [`route_prefixes`](DeviceConfig::route_prefixes).
     pub routes: bool,
+    /// Serve the configuration socket that `wg` talks to.
+    pub uapi: bool,
+    /// Set the interface up, with its addresses and routes. Otherwise it is made and left down, for `wg-quick` or
+    /// whoever started us to configure.
+    pub set_up: bool,
+    /// A TUN queue opened by whoever started us, by its descriptor's number. We are the only ones to use it.
+    pub tun_fd: Option<RawFd>,
+    /// A listening configuration socket opened by whoever started us, likewise.
+    pub uapi_fd: Option<RawFd>,
     /// Stay in the foreground instead of going to the background once the tunnel is up.
     pub foreground: bool,
 }
 
-/// One queue, no peers, every offload, default name, port and MTU.
+/// One queue, no peers, no key, every offload, default name, port and MTU; encrypted.
 impl Default for DeviceConfig {
     fn default() -> Self {
         DeviceConfig {
@@ -64,6 +81,8 @@ impl Default for DeviceConfig {
             addresses: Vec::new(),
             listen: Listen::default(),
             peers: Vec::new(),
+            private_key: None,
+            fwmark: 0,
             mtu: MTU_DEFAULT,
             io: IoChoice::Auto,
             plaintext: false,
@@ -71,6 +90,10 @@ impl Default for DeviceConfig {
             stats_interval: None,
             pin: PinChoice::Auto,
             routes: true,
+            uapi: true,
+            set_up: true,
+            tun_fd: None,
+            uapi_fd: None,
             foreground: false,
         }
     }
@@ -124,160 +147,45 @@ impl Default for Offloads {
     }
 }
 
-/// Why a configuration cannot work. Each says on which object and what to do.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ConfigError {
-    /// The interface name is one the kernel would refuse.
-    #[error("interface name {name:?}: {problem}; a correct name is for example {TUN_DEFAULT}")]
-    Name {
-        /// The name given.
-        name: String,
-        /// Which rule it breaks.
-        problem: NameProblem,
-    },
-    /// Not within [`QUEUES`].
-    #[error("queues {given}: must be from {} to {}; one per core is a good start", QUEUES.start(), QUEUES.end())]
-    Queues {
-        /// The number given.
-        given: u64,
-    },
-    /// Not within [`MTU`].
-    #[error(
-        "mtu {given}: must be from {} to {} bytes; {MTU_DEFAULT} fits a 1500-byte path, IPv6 inside the tunnel needs at least {MTU_IPV6_MIN}",
-        MTU.start(), MTU.end()
-    )]
-    Mtu {
-        /// The number given, in bytes.
-        given: u64,
-    },
-    /// An IPv6 interface address with an MTU on which the kernel switches IPv6 off.
-    #[error(
-        "mtu {mtu}: too small for the IPv6 address {address}; give at least {MTU_IPV6_MIN} or only IPv4 addresses"
-    )]
-    MtuForIpv6 {
-        /// The MTU given, in bytes.
-        mtu: u16,
-        /// The first IPv6 address.
-        address: IpNet,
-    },
-    /// An interface address that cannot be parsed.
-    #[error(transparent)]
-    Address(#[from] AddressError),
-    /// A listening address or port that cannot be parsed.
-    #[error(transparent)]
-    Listen(#[from] ListenError),
-    /// A statistics interval out of range.
-    #[error("stats interval {given}: must be from 1 to 86400 seconds")]
-    StatsInterval {
-        /// The number given, in seconds.
-        given: u64,
-    },
-    /// A peer that cannot be parsed.
-    #[error(transparent)]
-    Peer(#[from] PeerError),
-    /// Nobody to talk to.
-    #[error(
-        "no peer given: add --peer HOST:PORT with --plaintext, for example --plaintext --peer 192.0.2.7:{PORT_DEFAULT}"
-    )]
-    NoPeers,
-    /// Neither a key nor `--plaintext`.
-    #[error(
-        "peer \"{peer}\" has no public key: either give it one, PUBLIC_KEY@{}, for an encrypted tunnel, or add --plaintext to send its packets unencrypted",
-        .peer.endpoint.as_ref().map_or("HOST:PORT".to_owned(), HostPort::to_string)
-    )]
-    NeitherKeyNorPlaintext {
-        /// The peer.
-        peer: Box<PeerConfig>,
-    },
-    /// A peer with a key, which this version cannot serve yet.
-    #[error(
-        "peer \"{peer}\": this version does not have encrypted (WireGuard) tunnels yet; on a network you trust use --plaintext and a peer without key, elsewhere the kernel's WireGuard"
-    )]
-    KeyedNotBuilt {
-        /// The peer.
-        peer: Box<PeerConfig>,
-    },
-    /// Plaintext mode does not learn endpoints.
-    #[error(
-        "peer \"{peer}\" has no endpoint: with --plaintext every peer needs one, for example {PEER_EXAMPLE}"
-    )]
-    NoEndpoint {
-        /// The peer.
-        peer: Box<PeerConfig>,
-    },
-    /// An option that only makes sense with encryption, together with `--plaintext`.
-    #[error("peer \"{peer}\" has {what}, which --plaintext cannot honour: remove it, or remove --plaintext")]
-    MeaninglessInPlaintext {
-        /// The peer.
-        peer: Box<PeerConfig>,
-        /// "a public key", "a preshared key", "a keepalive".
-        what: &'static str,
-    },
-    /// Several peers, and one of them does not say what is behind it.
-    #[error(
-        "peer \"{peer}\" has no allowed IPs: with several peers each must say what is behind it, for example {PEER_EXAMPLE}"
-    )]
-    NoAllowedIps {
-        /// The peer.
-        peer: Box<PeerConfig>,
-    },
-    /// Two peers claim the same prefix.
-    #[error(
-        "allowed IP {prefix} is claimed by two peers, \"{first}\" and \"{second}\": leave it with one of them"
-    )]
-    SharedAllowedIp {
-        /// The prefix both claim.
-        prefix: IpNet,
-        /// The peer given first.
-        first: Box<PeerConfig>,
-        /// The peer given later.
-        second: Box<PeerConfig>,
-    },
-    /// Two plaintext peers with one endpoint: their datagrams could not be told apart.
-    #[error(
-        "endpoint {endpoint} is given to two peers, \"{first}\" and \"{second}\": make them one peer with the allowed IPs of both"
-    )]
-    SharedEndpoint {
-        /// The endpoint both have.
-        endpoint: HostPort,
-        /// The peer given first.
-        first: Box<PeerConfig>,
-        /// The peer given later.
-        second: Box<PeerConfig>,
-    },
-}
-
 impl DeviceConfig {
-    /// Says whether this configuration can work, and completes it: a single plaintext peer without allowed IPs gets
-    /// `0.0.0.0/0` and `::/0`, repeated addresses are dropped.
+    /// Says whether this configuration can work, and makes it canonical: repeated addresses are dropped, host bits of
+    /// allowed IPs cleared.
     ///
     /// Looks only at the values: whether the port is free or a name resolves is found out by running.
     ///
     /// # Errors
-    /// The first [`ConfigError`] found, in the order device, peers, conflicts between peers.
+    /// The first [`ConfigError`] found, in the order device, keys, peers, conflicts between peers.
     pub fn check(mut self) -> Result<DeviceConfig, ConfigError> {
-        check_name(&self.tun).map_err(|problem| ConfigError::Name { name: shorten(&self.tun), problem })?;
-        if !QUEUES.contains(&self.queues) {
-            return Err(ConfigError::Queues { given: self.queues as u64 });
-        }
-        if !MTU.contains(&self.mtu) {
-            return Err(ConfigError::Mtu { given: self.mtu.into() });
-        }
+        self.check_device()?;
         drop_repetitions(&mut self.addresses);
         if self.mtu < MTU_IPV6_MIN
             && let Some(&address) = self.addresses.iter().find(|address| matches!(address, IpNet::V6(_)))
         {
             return Err(ConfigError::MtuForIpv6 { mtu: self.mtu, address });
         }
-        if self.peers.is_empty() {
+        if self.plaintext && self.private_key.is_some() {
+            return Err(ConfigError::PlaintextWithKey);
+        }
+        // An encrypted device may start empty, peers and even its key can come over the configuration socket.
+        if self.peers.is_empty() && (self.plaintext || (self.set_up && self.private_key.is_none())) {
             return Err(ConfigError::NoPeers);
         }
-        for peer in &self.peers {
-            check_mode(peer, self.plaintext)?;
-        }
         for peer in &mut self.peers {
+            check_mode(peer, self.plaintext)?;
             truncate_prefixes(&mut peer.allowed_ips);
         }
+        if !self.plaintext {
+            self.check_keys()?;
+        }
+        check_conflicts(&self.peers, self.plaintext)?;
+        Ok(self)
+    }
+
+    /// Reads "no allowed IPs" as the command line means it: a single peer gets `0.0.0.0/0` and `::/0`.
+    ///
+    /// # Errors
+    /// [`ConfigError::NoAllowedIps`] if there are several peers and one has none.
+    pub fn complete_allowed_ips(mut self) -> Result<DeviceConfig, ConfigError> {
         match self.peers.as_mut_slice() {
             [only] if only.allowed_ips.is_empty() => only.allowed_ips = everything(),
             peers => {
@@ -286,8 +194,44 @@ impl DeviceConfig {
                 }
             }
         }
-        check_conflicts(&self.peers)?;
         Ok(self)
+    }
+
+    /// The part of [`check`](DeviceConfig::check) that looks at the device alone: what can be said before files are read.
+    pub(super) fn check_device(&self) -> Result<(), ConfigError> {
+        check_name(&self.tun).map_err(|problem| ConfigError::Name { name: quote(&self.tun), problem })?;
+        if !QUEUES.contains(&self.queues) {
+            return Err(ConfigError::Queues { given: self.queues as u64 });
+        }
+        if self.tun_fd.is_some() && self.queues > 1 {
+            return Err(ConfigError::QueuesOfDescriptor { given: self.queues });
+        }
+        if !MTU.contains(&self.mtu) {
+            return Err(ConfigError::Mtu { given: self.mtu.into() });
+        }
+        if self.plaintext && self.listen.port == 0 {
+            return Err(ConfigError::PlaintextPort { listen: self.listen });
+        }
+        Ok(())
+    }
+
+    /// Peers of an encrypted device: we need a key to talk to them, theirs are not ours and all different.
+    fn check_keys(&self) -> Result<(), ConfigError> {
+        if self.peers.is_empty() {
+            return Ok(());
+        }
+        let own = self.private_key.as_ref().ok_or(ConfigError::NoPrivateKey)?.public_key();
+        let mut seen = HashSet::new();
+        for peer in &self.peers {
+            let Some(public_key) = peer.public_key else { continue };
+            if public_key == own {
+                return Err(ConfigError::OwnKey { peer: Box::new(peer.clone()) });
+            }
+            if !seen.insert(public_key) {
+                return Err(ConfigError::SharedKey { public_key });
+            }
+        }
+        Ok(())
     }
 
     /// Prefixes to route into the interface: every allowed IP but the default routes `0.0.0.0/0` and `::/0`.
@@ -299,7 +243,7 @@ impl DeviceConfig {
 }
 
 /// Two peers may not claim one prefix, nor, since a plaintext peer is known by nothing else, one endpoint.
-fn check_conflicts(peers: &[PeerConfig]) -> Result<(), ConfigError> {
+fn check_conflicts(peers: &[PeerConfig], plaintext: bool) -> Result<(), ConfigError> {
     let mut claims: HashMap<IpNet, &PeerConfig> = HashMap::new();
     let mut endpoints = HashMap::new();
     for peer in peers {
@@ -312,7 +256,7 @@ fn check_conflicts(peers: &[PeerConfig]) -> Result<(), ConfigError> {
                 });
             }
         }
-        let Some(endpoint) = &peer.endpoint else { continue };
+        let Some(endpoint) = peer.endpoint.as_ref().filter(|_| plaintext) else { continue };
         if let Some(first) = endpoints.insert(endpoint.identity(), peer) {
             return Err(ConfigError::SharedEndpoint {
                 endpoint: endpoint.clone(),
@@ -327,14 +271,14 @@ fn check_conflicts(peers: &[PeerConfig]) -> Result<(), ConfigError> {
 fn check_mode(peer: &PeerConfig, plaintext: bool) -> Result<(), ConfigError> {
     let boxed = || Box::new(peer.clone());
     if !plaintext {
-        return Err(match peer.public_key {
-            None => ConfigError::NeitherKeyNorPlaintext { peer: boxed() },
-            Some(_) => ConfigError::KeyedNotBuilt { peer: boxed() },
-        });
+        return match peer.public_key {
+            None => Err(ConfigError::NeitherKeyNorPlaintext { peer: boxed() }),
+            Some(_) => Ok(()),
+        };
     }
     let meaningless = [
         (peer.public_key.is_some(), "a public key"),
-        (peer.psk.is_some(), "a preshared key"),
+        (peer.preshared_key.is_some(), "a preshared key"),
         (peer.keepalive.is_some(), "a keepalive"),
     ];
     if let Some(&(_, what)) = meaningless.iter().find(|(given, _)| *given) {
@@ -346,6 +290,19 @@ fn check_mode(peer: &PeerConfig, plaintext: bool) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// Reads a firewall mark: decimal, hexadecimal after `0x`, or `off` for 0.
+pub fn parse_fwmark(text: &str) -> Option<u32> {
+    if text.eq_ignore_ascii_case("off") {
+        return Some(0);
+    }
+    let (digits, radix) = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => (digits, 16),
+        None => (text, 10),
+    };
+    // `from_str_radix` would take a sign.
+    if digits.starts_with(['+', '-']) { None } else { u32::from_str_radix(digits, radix).ok() }
+}
+
 /// The default routes of both families.
 fn everything() -> Vec<IpNet> {
     vec![Ipv4Net::default().into(), Ipv6Net::default().into()]
@@ -353,12 +310,22 @@ fn everything() -> Vec<IpNet> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::peer::PeerText;
     use super::*;
+    use crate::proto::keys::{PresharedKey, PublicKey};
 
     const KEY: &str = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
 
     fn peer(text: &str) -> PeerConfig {
-        text.parse().unwrap()
+        text.parse::<PeerText>().unwrap().peer
+    }
+
+    fn private_key() -> PrivateKey {
+        PrivateKey::from_bytes([1; 32])
+    }
+
+    fn encrypted(peers: &[&str]) -> DeviceConfig {
+        DeviceConfig { plaintext: false, private_key: Some(private_key()), ..plain(peers) }
     }
 
     fn plain(peers: &[&str]) -> DeviceConfig {
@@ -391,34 +358,91 @@ mod tests {
     }
 
     #[test]
-    fn a_single_plaintext_peer_gets_everything_and_several_must_say() {
-        let one = plain(&["192.0.2.7:1"]).check().unwrap();
+    fn a_single_peer_gets_everything_and_several_must_say() {
+        let one = plain(&["192.0.2.7:1"]).check().unwrap().complete_allowed_ips().unwrap();
         assert_eq!(one.peers[0].allowed_ips, nets("0.0.0.0/0 ::/0"));
         assert_eq!(one.route_prefixes().count(), 0);
 
         let two = plain(&["a:1,allowed-ips=10.0.0.0/8", "b:1"]);
-        assert_eq!(two.check(), Err(ConfigError::NoAllowedIps { peer: Box::new(peer("b:1")) }));
+        let two = two.check().unwrap().complete_allowed_ips();
+        assert_eq!(two, Err(ConfigError::NoAllowedIps { peer: Box::new(peer("b:1")) }));
     }
 
     #[test]
     fn without_plaintext_a_peer_needs_a_key_and_with_it_must_not_have_one() {
         let boxed = |text: &str| Box::new(peer(text));
         let keyed = format!("{KEY}@h:1");
-        let secret = DeviceConfig { plaintext: false, ..plain(&["h:1"]) };
-        assert_eq!(secret.check(), Err(ConfigError::NeitherKeyNorPlaintext { peer: boxed("h:1") }));
-        let secret = DeviceConfig { plaintext: false, ..plain(&[&keyed]) };
-        assert_eq!(secret.check(), Err(ConfigError::KeyedNotBuilt { peer: boxed(&keyed) }));
-        for (text, what) in [
-            (keyed.as_str(), "a public key"),
-            ("h:1,psk=f", "a preshared key"),
-            ("h:1,keepalive=5", "a keepalive"),
-        ] {
+        let encrypted = DeviceConfig { plaintext: false, ..plain(&["h:1"]) };
+        assert_eq!(encrypted.check(), Err(ConfigError::NeitherKeyNorPlaintext { peer: boxed("h:1") }));
+        for (text, what) in [(keyed.as_str(), "a public key"), ("h:1,keepalive=5", "a keepalive")] {
             let expected = ConfigError::MeaninglessInPlaintext { peer: boxed(text), what };
             assert_eq!(plain(&[text]).check(), Err(expected));
         }
+        let mut shared = plain(&["h:1"]);
+        shared.peers[0].preshared_key = Some(PresharedKey::from_bytes([7; 32]));
+        let error = shared.check().unwrap_err();
+        assert!(
+            matches!(error, ConfigError::MeaninglessInPlaintext { what: "a preshared key", .. }),
+            "{error}"
+        );
         let nowhere = ",allowed-ips=10.0.0.0/8";
         assert_eq!(plain(&[nowhere]).check(), Err(ConfigError::NoEndpoint { peer: boxed(nowhere) }));
         assert_eq!(plain(&[]).check(), Err(ConfigError::NoPeers));
+    }
+
+    #[test]
+    fn an_encrypted_device_needs_a_private_key_as_soon_as_it_has_peers() {
+        let keyed = format!("{KEY}@");
+        assert!(encrypted(&[&keyed]).check().is_ok());
+        let keyless = DeviceConfig { private_key: None, ..encrypted(&[&keyed]) };
+        assert_eq!(keyless.check(), Err(ConfigError::NoPrivateKey));
+        assert!(encrypted(&[]).check().is_ok());
+        assert_eq!(DeviceConfig::default().check(), Err(ConfigError::NoPeers));
+        let by_name = DeviceConfig { set_up: false, ..DeviceConfig::default() };
+        assert!(by_name.check().is_ok());
+    }
+
+    #[test]
+    fn plaintext_and_a_private_key_contradict_each_other() {
+        let both = DeviceConfig { plaintext: true, ..encrypted(&["h:1"]) };
+        assert_eq!(both.check(), Err(ConfigError::PlaintextWithKey));
+    }
+
+    #[test]
+    fn a_peers_key_is_neither_ours_nor_anothers() {
+        let own = format!("{}@", private_key().public_key());
+        let error = encrypted(&[&own]).check().unwrap_err();
+        assert!(matches!(error, ConfigError::OwnKey { .. }), "{error}");
+        let (a, b) = (format!("{KEY}@,allowed-ips=10.0.0.0/8"), format!("{KEY}@h:1"));
+        let public_key = KEY.parse().unwrap();
+        assert_eq!(encrypted(&[&a, &b]).check(), Err(ConfigError::SharedKey { public_key }));
+    }
+
+    #[test]
+    fn encrypted_peers_may_share_an_endpoint_and_the_kernel_may_choose_our_port() {
+        let (a, b) = (format!("{KEY}@h:1"), format!("{}@h:1", PublicKey::from_bytes([9; 32])));
+        let listen = Listen { address: None, port: 0 };
+        assert!(DeviceConfig { listen, ..encrypted(&[&a, &b]) }.check().is_ok());
+        let error = DeviceConfig { listen, ..plain(&["h:1"]) }.check().unwrap_err();
+        assert!(error.to_string().starts_with("listen 0: "), "{error}");
+    }
+
+    #[test]
+    fn a_mark_is_decimal_hexadecimal_or_off() {
+        for (text, mark) in
+            [("0", 0), ("off", 0), ("OFF", 0), ("51820", 51820), ("0xca6C", 0xca6c), ("4294967295", u32::MAX)]
+        {
+            assert_eq!(parse_fwmark(text), Some(mark), "{text}");
+        }
+        for wrong in ["", "0x", "+1", "-1", "0x+1", "4294967296", "ca6c", "1 "] {
+            assert_eq!(parse_fwmark(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_descriptor_handed_in_is_one_queue() {
+        let two = DeviceConfig { tun_fd: Some(3), queues: 2, ..encrypted(&[]) };
+        assert_eq!(two.check(), Err(ConfigError::QueuesOfDescriptor { given: 2 }));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 
 use super::name::check_name;
-use super::shorten;
+use super::secret::quote;
 
 /// UDP port if none is given: the one WireGuard users expect.
 pub const PORT_DEFAULT: u16 = 51820;
@@ -20,7 +20,7 @@ pub const PORT_DEFAULT: u16 = 51820;
 pub struct Listen {
     /// One address of this host; `None` means all of them, IPv4 and IPv6.
     pub address: Option<IpAddr>,
-    /// UDP port, never 0 after parsing.
+    /// UDP port; 0 lets the kernel choose a free one.
     pub port: u16,
 }
 
@@ -43,10 +43,10 @@ pub struct HostPort {
 /// A listening address or port that is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "listen {given:?}: {problem}; correct are for example {PORT_DEFAULT}, 192.0.2.1:{PORT_DEFAULT} and [2001:db8::1]:{PORT_DEFAULT}"
+    "listen {given}: {problem}; correct are for example {PORT_DEFAULT}, 192.0.2.1:{PORT_DEFAULT} and [2001:db8::1]:{PORT_DEFAULT}"
 )]
 pub struct ListenError {
-    /// The text given.
+    /// The text given, as a message may show it.
     pub given: String,
     /// What is wrong with it.
     pub problem: &'static str,
@@ -54,9 +54,9 @@ pub struct ListenError {
 
 /// An interface address that is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("address {given:?}: {problem}; a correct one is for example 10.9.0.1/24")]
+#[error("address {given}: {problem}; a correct one is for example 10.9.0.1/24")]
 pub struct AddressError {
-    /// The text given.
+    /// The text given, as a message may show it.
     pub given: String,
     /// What is wrong with it.
     pub problem: &'static str,
@@ -109,9 +109,9 @@ impl FromStr for Listen {
     /// Reads `PORT`, `IPV4:PORT` or `[IPV6]:PORT`. The unspecified addresses mean what they say: one family only.
     ///
     /// # Errors
-    /// [`ListenError`], also for port 0.
+    /// [`ListenError`].
     fn from_str(text: &str) -> Result<Self, ListenError> {
-        let error = |problem| ListenError { given: shorten(text), problem };
+        let error = |problem| ListenError { given: quote(text), problem };
         let (address, port) = match text.rsplit_once(':') {
             None => (None, text),
             Some((address, port)) => (Some(address), port),
@@ -128,7 +128,8 @@ impl FromStr for Listen {
                 )),
             },
         };
-        let port = parse_port(port).ok_or_else(|| error("the port must be a number from 1 to 65535"))?;
+        let port = parse_digits(port)
+            .ok_or_else(|| error("the port must be a number from 1 to 65535, or 0 for any that is free"))?;
         Ok(Listen { address, port })
     }
 }
@@ -143,6 +144,14 @@ impl fmt::Display for Listen {
 }
 
 impl HostPort {
+    /// The socket address, if the host is an address and no name. Does not wait, no name server is asked.
+    ///
+    /// `None` too for an IPv6 address whose scope is an interface that is not there now.
+    pub fn address(&self) -> Option<SocketAddr> {
+        let is_address = self.host.contains(':') || self.host.parse::<Ipv4Addr>().is_ok();
+        if is_address { self.resolve().ok()?.first().copied() } else { None }
+    }
+
     /// The socket addresses behind this endpoint, in the resolver's order; never empty. IPv4-mapped IPv6 addresses
     /// come out as IPv4.
     ///
@@ -266,7 +275,7 @@ pub(super) fn parse_digits(text: &str) -> Option<u16> {
 /// # Errors
 /// [`AddressError`] if it is no prefix, or its address is not that of one host.
 pub fn parse_address(text: &str) -> Result<IpNet, AddressError> {
-    let error = |problem| AddressError { given: shorten(text), problem };
+    let error = |problem| AddressError { given: quote(text), problem };
     let address = parse_prefix(text).ok_or_else(|| error("is not an IP address with a prefix length"))?;
     if !is_one_host(address.addr()) {
         return Err(error("is not the address of one host"));
@@ -304,8 +313,8 @@ mod tests {
             listen("[::]:7"),
             Ok(Listen { address: Some(IpAddr::from(Ipv6Addr::UNSPECIFIED)), port: 7 })
         );
-        for wrong in ["", "0", "65536", "+7", ":7", "::1:7", "[::1]", "[::1]7", "localhost:7", "7:192.0.2.1"]
-        {
+        assert_eq!(listen("0"), Ok(Listen { address: None, port: 0 }));
+        for wrong in ["", "65536", "+7", ":7", "::1:7", "[::1]", "[::1]7", "localhost:7", "7:192.0.2.1"] {
             assert!(listen(wrong).is_err(), "{wrong:?}");
         }
     }
@@ -316,6 +325,16 @@ mod tests {
         assert_eq!(resolve("192.0.2.7:9"), ["192.0.2.7:9".parse().unwrap()]);
         assert_eq!(resolve("[::ffff:192.0.2.7]:9"), ["192.0.2.7:9".parse().unwrap()]);
         assert_eq!(resolve("[2001:db8::7]:9"), ["[2001:db8::7]:9".parse().unwrap()]);
+    }
+
+    #[test]
+    fn only_what_is_an_address_has_one_without_resolving() {
+        let address = |text: &str| text.parse::<HostPort>().unwrap().address();
+        assert_eq!(address("192.0.2.7:9"), Some("192.0.2.7:9".parse().unwrap()));
+        assert_eq!(address("[::ffff:192.0.2.7]:9"), Some("192.0.2.7:9".parse().unwrap()));
+        assert_eq!(address("[fe80::1%lo]:9").map(|found| found.is_ipv6()), Some(true));
+        assert_eq!(address("[fe80::1%nosuchif]:9"), None);
+        assert_eq!(address("localhost:9"), None);
     }
 
     #[test]

@@ -18,6 +18,7 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};
 use nix::sys::stat::{SFlag, fstat};
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Longest line written, in bytes; the rest is cut off. limits.h PIPE_BUF: a pipe takes that much whole or not at all.
@@ -31,7 +32,7 @@ const LAST_WORDS_PATIENCE_MS: u16 = 1000;
 ///
 /// Colours only on a terminal and if `NO_COLOR` is unset; times only where nobody else adds them, that is neither on
 /// a terminal nor in the journal of systemd. A second call changes nothing.
-pub fn start(level: tracing::Level) {
+pub fn start(level: LevelFilter) {
     let terminal = io::stderr().is_terminal();
     let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let timed = !terminal && std::env::var_os("JOURNAL_STREAM").is_none();

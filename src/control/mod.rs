@@ -1,12 +1,21 @@
-//! Everything that decides what the tunnel should be: command line, configuration, netlink.
+//! Everything that decides what the tunnel should be: command line, configuration file, netlink, `wg`.
 
 pub mod cli;
 pub mod config;
+pub mod config_error;
 pub mod endpoint;
+pub mod environment;
+pub mod file;
+pub mod key_commands;
 pub mod logging;
 pub mod name;
 pub mod netlink;
 pub mod peer;
+pub mod resolve;
+pub mod secret;
+pub mod uapi;
+mod uapi_client;
+pub mod uapi_socket;
 
 /// For error messages: the first 100 characters.
 fn shorten(text: &str) -> String {

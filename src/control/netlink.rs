@@ -1,13 +1,16 @@
 //! Link state, addresses and routes over rtnetlink, blocking, without a runtime.
 //!
-//! [`Netlink`] asks and changes; every call is one request and one answer, both within the caller's network
-//! namespace. [`LinkWatch`] listens: it tells when our device goes up, down or away.
+//! [`Netlink`] asks and changes; every call is one request and one answer. [`LinkWatch`] listens: it tells when our
+//! device goes up, down or away. Both stay in the network namespace they were opened in: the caller's, or the one that
+//! our device was moved to.
 //!
 //! Source: rtnetlink(7), netlink(7), linux/rtnetlink.h.
 
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::resume_unwind;
+use std::thread;
 
 use ipnet::IpNet;
 use netlink_packet_core::{
@@ -22,6 +25,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns};
 use thiserror::Error;
 
 /// Multicast group of link changes. linux/rtnetlink.h.
@@ -116,6 +120,14 @@ impl Netlink {
         let _ = socket.set_cap_ack(true);
         let _ = socket.set_ext_ack(true);
         Ok(Netlink { socket, sequence: 0 })
+    }
+
+    /// Opens the connection in another network namespace; the caller stays in its own.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Socket`]; EPERM without CAP_SYS_ADMIN here and there.
+    pub fn connect_in(netns: BorrowedFd<'_>) -> Result<Netlink, NetlinkError> {
+        inside(netns, Netlink::connect)
     }
 
     /// Looks up an interface by name; `None` if there is none.
@@ -346,6 +358,23 @@ fn kernel_words(answer: &[u8]) -> Option<String> {
         .map(|attribute| String::from_utf8_lossy(attribute.value()).trim_end_matches('\0').to_owned())
 }
 
+/// Runs `open` in `netns`, on a thread of its own, since a thread is what a namespace belongs to. A netlink socket keeps
+/// the namespace it was opened in.
+fn inside<T: Send>(
+    netns: BorrowedFd<'_>,
+    open: impl FnOnce() -> Result<T, NetlinkError> + Send,
+) -> Result<T, NetlinkError> {
+    let enter_and_open = || {
+        setns(netns, CloneFlags::CLONE_NEWNET)
+            .map_err(|errno| NetlinkError::Socket { call: "setns", errno })?;
+        open()
+    };
+    thread::scope(|scope| {
+        let visit = thread::Builder::new().name("netns".into()).spawn_scoped(scope, enter_and_open);
+        visit.map_err(failed("clone"))?.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
+}
+
 fn failed(call: &'static str) -> impl Fn(io::Error) -> NetlinkError {
     move |error| NetlinkError::Socket {
         call,
@@ -381,13 +410,13 @@ pub enum LinkEvent {
         /// MTU in bytes.
         mtu: u32,
     },
-    /// It no longer exists (or moved to another network namespace).
+    /// It no longer exists, or moved to another network namespace: [`crate::io::tun::whereabouts`] knows.
     Deleted,
     /// Events were lost or not understood: ask [`Netlink::link`] how things stand.
     Overrun,
 }
 
-/// A subscription to link changes in the caller's network namespace.
+/// A subscription to the link changes of one network namespace.
 pub struct LinkWatch {
     socket: Socket,
 }
@@ -402,6 +431,14 @@ impl LinkWatch {
         socket.bind(&SocketAddr::new(0, RTMGRP_LINK)).map_err(failed("bind"))?;
         socket.set_non_blocking(true).map_err(failed("fcntl"))?;
         Ok(LinkWatch { socket })
+    }
+
+    /// Subscribes in another network namespace; the caller stays in its own.
+    ///
+    /// # Errors
+    /// As [`Netlink::connect_in`].
+    pub fn open_in(netns: BorrowedFd<'_>) -> Result<LinkWatch, NetlinkError> {
+        inside(netns, LinkWatch::open)
     }
 
     /// Readable when [`LinkWatch::events`] has something to read.

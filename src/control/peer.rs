@@ -1,7 +1,7 @@
 //! One peer: its values, and the text form in which the operator gives it.
 //!
-//! [`super::cli`] parses `--peer` into a [`PeerConfig`]; whether it fits the device and the other peers is asked later,
-//! in [`super::config`]. Pure: a host name stays a name until the device is opened.
+//! [`super::cli`] parses `--peer` into a [`PeerText`] and reads the file it names; whether the [`PeerConfig`] fits the
+//! device and the other peers is asked later, in [`super::config`]. Pure: a host name stays a name, a file stays a path.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -11,34 +11,45 @@ use std::str::FromStr;
 use ipnet::IpNet;
 
 use super::endpoint::{HostPort, HostPortProblem, parse_digits, parse_prefix};
+use super::secret::show;
 use super::shorten;
+use crate::proto::keys::{PresharedKey, PublicKey};
 
 /// A correct peer, shown by every error about a wrong one.
 pub const PEER_EXAMPLE: &str = "192.0.2.7:51820,allowed-ips=10.9.0.2/32+fd00::2/128";
 
 /// The other end of a tunnel.
-///
-/// In text: `[PUBLIC_KEY@][HOST:PORT][,allowed-ips=CIDR[+CIDR…]][,keepalive=SECONDS][,psk=FILE]`. Spaces have no
-/// place in it: they separate peers. Printing and parsing again gives the same peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerConfig {
-    /// WireGuard public key: 44 characters of base64 for 32 bytes.
-    pub public_key: Option<String>,
-    /// Where its datagrams go.
+    /// Its WireGuard key, by which it is known. `None` only with `plaintext`.
+    pub public_key: Option<PublicKey>,
+    /// Mixed into its handshakes; `None` is the same as [`PresharedKey::NONE`].
+    pub preshared_key: Option<PresharedKey>,
+    /// Where its datagrams go. `None`, not with `plaintext`: where its last authenticated datagram came from.
     pub endpoint: Option<HostPort>,
     /// Prefixes routed to this peer and accepted as inner source from it; host bits are zero, no repetitions.
     pub allowed_ips: Vec<IpNet>,
-    /// Seconds between persistent keepalives; `None` sends none.
+    /// Seconds between persistent keepalives, from 1; `None` sends none.
     pub keepalive: Option<u16>,
+}
+
+/// A peer as the command line has it: its preshared key is still in a file.
+///
+/// In text: `[PUBLIC_KEY@][HOST:PORT][,allowed-ips=CIDR[+CIDR…]][,keepalive=SECONDS][,psk=FILE]`. Spaces have no
+/// place in it: they separate peers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerText {
+    /// The peer, without preshared key. Printed and parsed again it is the same.
+    pub peer: PeerConfig,
     /// File with the preshared key.
-    pub psk: Option<PathBuf>,
+    pub psk_file: Option<PathBuf>,
 }
 
 /// A peer whose text is not understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("peer {text:?}, column {column}: {problem}; a correct one is for example {PEER_EXAMPLE}")]
 pub struct PeerError {
-    /// The text given, shortened if very long.
+    /// The text given, shortened if very long, without what may be a secret.
     pub text: String,
     /// Where the trouble starts, in characters, the first being 1.
     pub column: usize,
@@ -81,26 +92,37 @@ pub enum PeerProblem {
     Keepalive(String),
 }
 
-impl FromStr for PeerConfig {
+impl FromStr for PeerText {
     type Err = PeerError;
 
-    /// Reads the form given at [`PeerConfig`].
+    /// Reads the form given at [`PeerText`].
     ///
     /// Host bits of allowed IPs are zeroed as `wg` does, a bare address means `/32` or `/128`, `keepalive=0` and
     /// `keepalive=off` mean none.
     fn from_str(text: &str) -> Result<Self, PeerError> {
         parse_peer(text).map_err(|(offset, problem)| PeerError {
-            text: shorten(text),
+            text: show_peer(text),
             column: text[..offset].chars().count() + 1,
             problem,
         })
     }
 }
 
+/// The text of a peer for a message: a public key may be seen, anything else that could be a key may not.
+fn show_peer(text: &str) -> String {
+    let is_public =
+        |part: &str| part.split_once('@').is_some_and(|(key, _)| key.parse::<PublicKey>().is_ok());
+    let parts = text.split(',').enumerate();
+    let shown: Vec<_> = parts
+        .map(|(index, part)| if index == 0 && is_public(part) { part.to_owned() } else { show(part) })
+        .collect();
+    shorten(&shown.join(","))
+}
+
 /// A problem and the byte where it starts.
 type Located = (usize, PeerProblem);
 
-fn parse_peer(text: &str) -> Result<PeerConfig, Located> {
+fn parse_peer(text: &str) -> Result<PeerText, Located> {
     if text.is_empty() {
         return Err((0, PeerProblem::Empty));
     }
@@ -108,29 +130,26 @@ fn parse_peer(text: &str) -> Result<PeerConfig, Located> {
         return Err((at, PeerProblem::Character(character)));
     }
     let head = text.split(',').next().unwrap_or(text);
-    let mut peer = PeerConfig::default();
+    let mut peer = PeerText::default();
     let (key, endpoint) = match head.split_once('@') {
         None => (None, head),
         Some((key, endpoint)) => (Some(key), endpoint),
     };
     if let Some(key) = key {
-        if !is_public_key(key) {
-            return Err((0, PeerProblem::PublicKey(shorten(key))));
-        }
-        peer.public_key = Some(key.to_owned());
-    } else if is_public_key(head) {
+        peer.peer.public_key = Some(key.parse().map_err(|_| (0, PeerProblem::PublicKey(show(key))))?);
+    } else if head.parse::<PublicKey>().is_ok() {
         return Err((head.len(), PeerProblem::KeyWithoutAt));
     } else if head
         .split_once('=')
         .is_some_and(|(name, _)| matches!(name, "allowed-ips" | "keepalive" | "psk"))
     {
         // Options alone: say that the comma is missing by way of the endpoint that should be before it.
-        return Err((0, PeerProblem::Endpoint(shorten(head), HostPortProblem::NoHost)));
+        return Err((0, PeerProblem::Endpoint(show(head), HostPortProblem::NoHost)));
     }
     if !endpoint.is_empty() {
         let at = head.len() - endpoint.len();
-        let problem = |problem| (at, PeerProblem::Endpoint(shorten(endpoint), problem));
-        peer.endpoint = Some(endpoint.parse().map_err(problem)?);
+        let problem = |problem| (at, PeerProblem::Endpoint(show(endpoint), problem));
+        peer.peer.endpoint = Some(endpoint.parse().map_err(problem)?);
     }
     let mut at = head.len() + 1;
     let mut given = Vec::new();
@@ -146,8 +165,9 @@ fn parse_option(
     option: &str,
     at: usize,
     given: &mut Vec<&'static str>,
-    peer: &mut PeerConfig,
+    text: &mut PeerText,
 ) -> Result<(), Located> {
+    let peer = &mut text.peer;
     let known = option.split_once('=').and_then(|(name, value)| {
         ["allowed-ips", "keepalive", "psk"]
             .into_iter()
@@ -155,7 +175,7 @@ fn parse_option(
             .map(|known| (known, value))
     });
     let Some((name, value)) = known else {
-        return Err((at, PeerProblem::UnknownOption(shorten(option))));
+        return Err((at, PeerProblem::UnknownOption(show(option))));
     };
     if given.contains(&name) {
         return Err((at, PeerProblem::Repeated(name)));
@@ -169,8 +189,7 @@ fn parse_option(
         "allowed-ips" => {
             let mut at = at;
             for prefix in value.split('+') {
-                let parsed =
-                    parse_prefix(prefix).ok_or_else(|| (at, PeerProblem::Prefix(shorten(prefix))))?;
+                let parsed = parse_prefix(prefix).ok_or_else(|| (at, PeerProblem::Prefix(show(prefix))))?;
                 peer.allowed_ips.push(parsed);
                 at += prefix.len() + 1;
             }
@@ -178,22 +197,12 @@ fn parse_option(
         }
         "keepalive" if value == "off" => {}
         "keepalive" => {
-            let seconds = parse_digits(value).ok_or_else(|| (at, PeerProblem::Keepalive(shorten(value))))?;
+            let seconds = parse_digits(value).ok_or_else(|| (at, PeerProblem::Keepalive(show(value))))?;
             peer.keepalive = Some(seconds).filter(|&seconds| seconds > 0);
         }
-        _ => peer.psk = Some(PathBuf::from(value)),
+        _ => text.psk_file = Some(PathBuf::from(value)),
     }
     Ok(())
-}
-
-/// 32 bytes in base64: 43 characters and '=', the last character's two spare bits zero.
-fn is_public_key(text: &str) -> bool {
-    let Some((digits, b"=")) = text.as_bytes().split_at_checked(43) else {
-        return false;
-    };
-    // The characters whose value is a multiple of four: A, E, I, … and so on.
-    digits.iter().all(|&byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/'))
-        && b"AEIMQUYcgkosw048".contains(&digits[42])
 }
 
 /// Zeroes host bits as `wg` does, and drops what is then there twice.
@@ -209,7 +218,7 @@ pub(super) fn drop_repetitions(prefixes: &mut Vec<IpNet>) {
     prefixes.retain(|prefix| seen.insert(*prefix));
 }
 
-/// The form that parses to the same peer again.
+/// The text form, but nothing of the preshared key.
 impl fmt::Display for PeerConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(key) = &self.public_key {
@@ -223,9 +232,6 @@ impl fmt::Display for PeerConfig {
         }
         if let Some(seconds) = self.keepalive {
             write!(f, ",keepalive={seconds}")?;
-        }
-        if let Some(file) = &self.psk {
-            write!(f, ",psk={}", file.display())?;
         }
         Ok(())
     }
@@ -243,11 +249,11 @@ mod tests {
     const KEY: &str = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
 
     fn peer(text: &str) -> PeerConfig {
-        text.parse().unwrap()
+        text.parse::<PeerText>().unwrap().peer
     }
 
     fn problem(text: &str) -> (usize, PeerProblem) {
-        let error = text.parse::<PeerConfig>().unwrap_err();
+        let error = text.parse::<PeerText>().unwrap_err();
         assert!(error.to_string().contains(PEER_EXAMPLE), "{error}");
         (error.column, error.problem)
     }
@@ -258,14 +264,14 @@ mod tests {
 
     #[test]
     fn a_peer_with_everything_is_understood() {
-        let full = peer(&format!(
-            "{KEY}@[2001:db8::7]:51820,allowed-ips=10.9.0.0/24+fd00::/64,keepalive=25,psk=/etc/psk"
-        ));
-        assert_eq!(full.public_key.as_deref(), Some(KEY));
+        let text =
+            format!("{KEY}@[2001:db8::7]:51820,allowed-ips=10.9.0.0/24+fd00::/64,keepalive=25,psk=/etc/psk");
+        let PeerText { peer: full, psk_file } = text.parse().unwrap();
+        assert_eq!(full.public_key, Some(KEY.parse().unwrap()));
         assert_eq!(full.endpoint, Some(HostPort { host: "2001:db8::7".to_owned(), port: 51820 }));
         assert_eq!(full.allowed_ips, nets("10.9.0.0/24 fd00::/64"));
         assert_eq!(full.keepalive, Some(25));
-        assert_eq!(full.psk, Some(PathBuf::from("/etc/psk")));
+        assert_eq!(psk_file, Some(PathBuf::from("/etc/psk")));
     }
 
     #[test]
@@ -334,19 +340,37 @@ mod tests {
     }
 
     #[test]
+    fn a_key_where_no_key_belongs_is_not_repeated() {
+        for text in [
+            "h:1,preshared-key=K",
+            "h:1,allowed-ips=K",
+            "h:1,psk=K,psk=K",
+            "h:1,keepalive=K",
+            "K",
+            "joe:K@h:1",
+        ] {
+            let error = text.replace('K', KEY).parse::<PeerText>().unwrap_err().to_string();
+            assert!(!error.contains(&KEY[..20]), "{error}");
+        }
+        let error = format!("{KEY}@h").parse::<PeerText>().unwrap_err().to_string();
+        assert!(error.contains(KEY), "a public key may be seen: {error}");
+    }
+
+    #[test]
     fn an_error_about_a_huge_peer_is_short() {
-        let error = "x".repeat(1 << 20).parse::<PeerConfig>().unwrap_err();
+        let error = "x".repeat(1 << 20).parse::<PeerText>().unwrap_err();
         assert!(error.to_string().len() < 600);
     }
 
     #[test]
     fn a_key_has_exactly_the_base64_of_32_bytes() {
-        assert!(is_public_key(KEY));
-        assert!(!is_public_key(&KEY[1..]));
-        assert!(!is_public_key(&KEY.replace('=', "A")));
-        assert!(!is_public_key(&KEY.replace('x', "-")));
+        let is_key = |key: &str| format!("{key}@").parse::<PeerText>().is_ok();
+        assert!(is_key(KEY));
+        assert!(!is_key(&KEY[1..]));
+        assert!(!is_key(&KEY.replace('=', "A")));
+        assert!(!is_key(&KEY.replace('x', "-")));
         // Spare bits set: another spelling of the same bytes, which no tool writes.
-        assert!(!is_public_key(&KEY.replace("Dg=", "Dh=")));
+        assert!(!is_key(&KEY.replace("Dg=", "Dh=")));
     }
 
     /// Peers as parsing makes them: canonical prefixes, keepalive not 0.
@@ -366,15 +390,14 @@ mod tests {
             (any::<[u8; 16]>(), 0..=128u8).prop_map(|(a, len)| Ipv6Net::new_assert(a.into(), len).into());
         let prefixes = prop::collection::vec(prop_oneof![v4, v6], 0..5);
         (
-            prop::option::of("[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]="),
+            prop::option::of(any::<[u8; 32]>().prop_map(PublicKey::from_bytes)),
             prop::option::of((host, 1..=u16::MAX).prop_map(|(host, port)| HostPort { host, port })),
             prefixes,
             prop::option::of(1..=u16::MAX),
-            prop::option::of("[a-zA-Z0-9/._=+@ü-]{1,30}".prop_map(PathBuf::from)),
         )
-            .prop_map(|(public_key, endpoint, mut allowed_ips, keepalive, psk)| {
+            .prop_map(|(public_key, endpoint, mut allowed_ips, keepalive)| {
                 truncate_prefixes(&mut allowed_ips);
-                PeerConfig { public_key, endpoint, allowed_ips, keepalive, psk }
+                PeerConfig { public_key, preshared_key: None, endpoint, allowed_ips, keepalive }
             })
             .prop_filter("nothing at all has no text", |peer| *peer != PeerConfig::default())
     }
@@ -383,12 +406,12 @@ mod tests {
         #[test]
         fn a_printed_peer_parses_to_itself(original in peers()) {
             let text = original.to_string();
-            prop_assert_eq!(text.parse::<PeerConfig>(), Ok(original), "{}", text);
+            prop_assert_eq!(text.parse::<PeerText>().map(|parsed| parsed.peer), Ok(original), "{}", text);
         }
 
         #[test]
         fn no_text_makes_the_parser_panic(text in any::<String>()) {
-            if let Err(error) = text.parse::<PeerConfig>() {
+            if let Err(error) = text.parse::<PeerText>() {
                 prop_assert!(error.column <= text.chars().count() + 1);
             }
         }
@@ -399,9 +422,13 @@ mod tests {
             "10.0.0.0/8", "/", "off", "ü", " ", "=",
         ]), 0..12)) {
             let text = pieces.concat();
-            match text.parse::<PeerConfig>() {
+            match text.parse::<PeerText>() {
                 Err(error) => prop_assert!(error.column <= text.chars().count() + 1),
-                Ok(peer) => prop_assert_eq!(peer.to_string().parse::<PeerConfig>(), Ok(peer)),
+                // Nothing, and a file alone, have no text.
+                Ok(parsed) if parsed.peer == PeerConfig::default() => {}
+                Ok(PeerText { peer, .. }) => {
+                    prop_assert_eq!(peer.to_string().parse::<PeerText>().map(|parsed| parsed.peer), Ok(peer));
+                }
             }
         }
     }

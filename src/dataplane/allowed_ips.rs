@@ -7,8 +7,7 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixMap;
 
-/// A peer's index in the [`super::view::View`].
-pub type PeerIndex = u32;
+pub use crate::proto::PeerIndex;
 
 /// Address to peer, by longest prefix over all peers.
 #[derive(Clone, Debug, Default)]
@@ -23,6 +22,14 @@ impl AllowedIps {
         match prefix {
             IpNet::V4(v4) => self.v4.insert(v4.trunc(), peer),
             IpNet::V6(v6) => self.v6.insert(v6.trunc(), peer),
+        }
+    }
+
+    /// Takes `prefix` away from whoever has it, and tells who that was.
+    pub fn remove(&mut self, prefix: IpNet) -> Option<PeerIndex> {
+        match prefix {
+            IpNet::V4(v4) => self.v4.remove(&v4.trunc()),
+            IpNet::V6(v6) => self.v6.remove(&v6.trunc()),
         }
     }
 

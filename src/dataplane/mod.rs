@@ -65,3 +65,18 @@ pub mod encap;
 pub mod inbound;
 pub mod outbound;
 pub mod view;
+
+use self::view::View;
+use crate::stats::counters::WorkerCounters;
+use crate::time::Time;
+
+/// What both walks need beside the packet.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    /// Routes, peers, sessions.
+    pub view: &'a View,
+    /// The time of this turn.
+    pub now: Time,
+    /// Where to count.
+    pub counters: &'a WorkerCounters,
+}

@@ -2,19 +2,40 @@
 //!
 //! The walk is [`superpacket`], from top to bottom in the order the packet takes it. Pure: no clock, no I/O.
 
+use std::iter::once;
 use std::ops::{DerefMut, Range};
 
+use super::Context;
 use super::allowed_ips::PeerIndex;
-use super::encap::Encap;
-use super::view::View;
+use super::encap::Sealer;
+use super::view::Way;
 use crate::offload::split::Split;
 use crate::offload::train::Trains;
-use crate::stats::counters::WorkerCounters;
 use crate::stats::drop::DropReason;
 use crate::time::Time;
 use crate::wire::Malformed;
-use crate::wire::ip::IpView;
+use crate::wire::ip::{self, ECN_CE, ECN_ECT_0, IpView};
 use crate::wire::vnet_hdr::{VNET_HDR_BYTES, VnetHdr};
+
+/// One TUN read, lying at the start of a buffer: vnet header and packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Read {
+    /// How long both are.
+    pub bytes: usize,
+    /// The first segment that is still to be sent, for a read that comes here again; it was counted before.
+    pub resume: Option<usize>,
+    /// When it was read.
+    pub at: Time,
+}
+
+/// Where a train goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct To {
+    /// The peer.
+    pub peer: PeerIndex,
+    /// TOS or traffic class of the outer header: the inner ECN field. RFC 6040 §4.1.
+    pub tos: u8,
+}
 
 /// How far a TUN read has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +44,8 @@ pub enum Progress {
     Done,
     /// No train has room and no buffer is free; go on with this segment when there is one.
     Blocked(usize),
+    /// It waits for a session with the peer, with as many segments left.
+    Stage(PeerIndex, usize),
     /// The read itself has become a train: its segments lie in its buffer, sealed.
     Train(InPlace),
 }
@@ -31,7 +54,7 @@ pub enum Progress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InPlace {
     /// Where it goes.
-    pub peer: PeerIndex,
+    pub to: To,
     /// Where its first datagram starts.
     pub start: u32,
     /// Bytes of all datagrams.
@@ -42,21 +65,18 @@ pub struct InPlace {
     pub datagrams: u16,
 }
 
-/// Takes one TUN read (vnet header and packet in the first `bytes` of `buffer`) apart. A superpacket is cut where it
-/// lies and becomes a train. Anything else goes into the train to the peer that owns its destination: all segments, or
-/// those from `resume` on for a read that was [`Progress::Blocked`] before.
+/// Takes one TUN read at the start of `buffer` apart. A superpacket is cut where it lies and becomes a train. Anything
+/// else goes into the train to the peer that owns its destination: all segments, or those from [`Read::resume`] on.
 ///
 /// Work per call: at most one read of 65,535 bytes, whatever the segment size.
 pub fn superpacket<B: DerefMut<Target = [u8]>>(
     buffer: &mut [u8],
-    bytes: usize,
-    resume: Option<usize>,
-    read_at: Time,
-    view: &View,
-    trains: &mut Trains<B, PeerIndex>,
-    counters: &WorkerCounters,
+    read: Read,
+    context: &Context<'_>,
+    trains: &mut Trains<B, To>,
 ) -> Progress {
-    let (packet, ip, split) = match parse(&buffer[..bytes]) {
+    let Context { view, now, counters } = *context;
+    let (packet, ip, split) = match parse(&buffer[..read.bytes]) {
         Ok(parsed) => parsed,
         Err(reason) => {
             counters.out_packets.add(1);
@@ -64,34 +84,42 @@ pub fn superpacket<B: DerefMut<Target = [u8]>>(
             return Progress::Done;
         }
     };
-    if resume.is_none() {
+    if read.resume.is_none() {
         counters.out_packets.add(split.count() as u64);
         counters.out_bytes.add(ip.total_bytes.into());
     }
+    let first = read.resume.unwrap_or(0);
+    let left = split.count() - first;
     // Route once: all segments of a superpacket share one flow.
-    let peer = match route(&ip, view) {
-        Ok(peer) => peer,
+    let way = view.route(ip.destination).and_then(|peer| Ok((peer, view.way_to(peer, now)?)));
+    let (peer, sealer) = match way {
+        Ok((peer, Way::Sealer(sealer))) => (peer, sealer),
+        Ok((peer, Way::Stage)) => return Progress::Stage(peer, left),
         Err(reason) => {
-            counters.count_drop(reason, split.count() as u64);
+            counters.count_drop(reason, left as u64);
             return Progress::Done;
         }
     };
-    match cut_in_place(buffer, &split, peer, view.encap) {
-        Ok(Some(train)) => return Progress::Train(train),
-        Ok(None) => {}
-        Err(reason) => {
-            counters.count_drop(reason, split.count() as u64);
-            return Progress::Done;
+    let to = To { peer, tos: outer_tos(&buffer[packet.clone()]) };
+    if first == 0 {
+        match cut_in_place(buffer, &split, to, &sealer) {
+            Ok(Some(train)) => return Progress::Train(train),
+            Ok(None) => {}
+            Err(reason) => {
+                counters.count_drop(reason, left as u64);
+                return Progress::Done;
+            }
         }
     }
     let packet = &buffer[packet];
-    for index in resume.unwrap_or(0)..split.count() {
+    for index in first..split.count() {
         let segment_bytes = split.segment_bytes(index);
-        let Some(mut place) = trains.reserve(peer, view.encap.datagram_bytes(segment_bytes), read_at) else {
+        let Some(mut place) = trains.reserve(to, sealer.datagram_bytes(segment_bytes), read.at) else {
             return Progress::Blocked(index);
         };
-        split.emit(packet, index, &mut place.bytes()[view.encap.packet_range(segment_bytes)]);
-        match view.encap.seal(place.bytes()) {
+        let datagram = place.bytes();
+        split.emit(packet, index, &mut datagram[sealer.packet_start()..][..segment_bytes]);
+        match sealer.seal(once((datagram, segment_bytes))) {
             Ok(()) => place.commit(),
             Err(reason) => counters.count_drop(reason, 1),
         }
@@ -103,28 +131,25 @@ pub fn superpacket<B: DerefMut<Target = [u8]>>(
 fn cut_in_place(
     buffer: &mut [u8],
     split: &Split,
-    peer: PeerIndex,
-    encap: Encap,
+    to: To,
+    sealer: &Sealer<'_>,
 ) -> Result<Option<InPlace>, DropReason> {
-    let full = split.full_segment_bytes();
-    let stride = encap.datagram_bytes(full);
-    let lead = encap.packet_range(full).start;
-    if !split.spread(buffer, VNET_HDR_BYTES, stride) {
+    let stride = sealer.datagram_bytes(split.full_segment_bytes());
+    // The vnet header is as long as a data message's header.
+    let start = VNET_HDR_BYTES - sealer.packet_start();
+    let last = split.count() - 1;
+    let bytes = last * stride + sealer.datagram_bytes(split.segment_bytes(last));
+    if start + bytes > buffer.len() || !split.spread(buffer, VNET_HDR_BYTES, stride) {
         return Ok(None);
     }
-    let start = VNET_HDR_BYTES - lead;
-    let last = split.count() - 1;
-    let bytes = last * stride + encap.datagram_bytes(split.segment_bytes(last));
-    let datagrams = split.count() as u16;
-    for datagram in buffer[start..start + bytes].chunks_mut(stride) {
-        encap.seal(datagram)?;
-    }
+    let datagrams = buffer[start..start + bytes].chunks_mut(stride).enumerate();
+    sealer.seal(datagrams.map(|(index, datagram)| (datagram, split.segment_bytes(index))))?;
     Ok(Some(InPlace {
-        peer,
+        to,
         start: start as u32,
         bytes: bytes as u32,
         segment_bytes: stride as u16,
-        datagrams,
+        datagrams: split.count() as u16,
     }))
 }
 
@@ -148,8 +173,11 @@ fn reason(malformed: Malformed) -> DropReason {
     }
 }
 
-fn route(ip: &IpView, view: &View) -> Result<PeerIndex, DropReason> {
-    let peer = view.routes.lookup(ip.destination).ok_or(DropReason::NoRoute)?;
-    view.peers[peer as usize].endpoint.ok_or(DropReason::NoEndpoint)?;
-    Ok(peer)
+/// The outer header carries the inner ECN field, but congestion that the packet met before is not ours to tell: net/inet_ecn.h
+/// `INET_ECN_encapsulate`. The inner DSCP stays inside.
+fn outer_tos(packet: &[u8]) -> u8 {
+    match ip::ecn(packet) {
+        ECN_CE => ECN_ECT_0,
+        ecn => ecn,
+    }
 }

@@ -1,4 +1,5 @@
-//! Control messages: UDP_SEGMENT and pktinfo on the way out; UDP_GRO, pktinfo and the receive time on the way in.
+//! Control messages: UDP_SEGMENT, pktinfo and traffic class on the way out; UDP_GRO, pktinfo, traffic class and the
+//! receive time on the way in.
 //!
 //! The bytes are laid out and read here as cmsg(3) says, without pointers.
 //!
@@ -8,9 +9,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use libc::c_int;
 
-/// Room for everything we ever send: UDP_SEGMENT (24) and IPV6_PKTINFO (40).
-pub const SEND_CONTROL_BYTES: usize = 64;
-/// Room for everything we ask to receive: UDP_GRO (24), IPV6_PKTINFO (40), SCM_TIMESTAMPNS (32), and some slack.
+/// Room for everything we ever send: UDP_SEGMENT (24), IPV6_PKTINFO (40) and IPV6_TCLASS (24).
+pub const SEND_CONTROL_BYTES: usize = 88;
+/// Room for everything we ask to receive: UDP_GRO (24), IPV6_PKTINFO (40), IPV6_TCLASS (24), SCM_TIMESTAMPNS (32), and
+/// some slack.
 pub const RECEIVE_CONTROL_BYTES: usize = 144;
 
 /// struct cmsghdr on 64-bit Linux: length (8), level (4), type (4).
@@ -60,6 +62,15 @@ impl SendControl {
         }
     }
 
+    /// Asks the kernel to put `tos` into the IP header of a datagram to `receiver`'s family.
+    pub fn traffic_class(&mut self, tos: u8, receiver: IpAddr) {
+        let (level, kind) = match receiver {
+            IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TOS),
+            IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+        };
+        self.push(level, kind, &c_int::from(tos).to_ne_bytes());
+    }
+
     fn push(&mut self, level: c_int, kind: c_int, data: &[u8]) {
         let start = self.used as usize;
         let length = HEADER_BYTES + data.len();
@@ -87,6 +98,8 @@ pub struct ReceiveControl {
     pub stride: u16,
     /// The address it was sent to.
     pub to: Option<IpAddr>,
+    /// Its IPv4 TOS or IPv6 traffic class byte.
+    pub tos: u8,
     /// When the kernel received it: nanoseconds of CLOCK_REALTIME.
     pub realtime_ns: Option<u64>,
 }
@@ -118,6 +131,11 @@ impl ReceiveControl {
                 let to = Ipv6Addr::from(field::<16>(data, 0));
                 self.to = (!to.is_multicast()).then_some(to.into());
             }
+            // One byte, although a send gives it as an int.
+            (libc::IPPROTO_IP, libc::IP_TOS) if !data.is_empty() => self.tos = data[0],
+            (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) if data.len() >= 4 => {
+                self.tos = i32::from_ne_bytes(field(data, 0)) as u8;
+            }
             (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) if data.len() >= 16 => {
                 let seconds = u64::from_ne_bytes(field(data, 0));
                 let nanos = u64::from_ne_bytes(field(data, 8));
@@ -141,10 +159,19 @@ mod tests {
     fn what_is_encoded_for_a_send_is_laid_out_as_the_kernel_lays_it_out_for_a_receive() {
         let mut control = SendControl::new();
         control.segment(1452);
-        control.source("2001:db8::7".parse().expect("an address"));
+        let address = "2001:db8::7".parse().expect("an address");
+        control.source(address);
+        control.traffic_class(0xb9, address);
         assert_eq!(control.bytes().len(), SEND_CONTROL_BYTES);
         let told = ReceiveControl::parse(control.bytes());
-        assert_eq!(told.to, Some("2001:db8::7".parse().expect("an address")));
+        assert_eq!((told.to, told.tos), (Some(address), 0xb9));
+    }
+
+    #[test]
+    fn the_ipv4_tos_is_read_from_its_one_byte() {
+        let mut control = SendControl::new();
+        control.push(libc::IPPROTO_IP, libc::IP_TOS, &[0x03]);
+        assert_eq!(ReceiveControl::parse(control.bytes()).tos, 3);
     }
 
     #[test]

@@ -4,24 +4,16 @@
 //! over [`Driver`], so there is no dynamic call on the path and the tests run the worker that ships.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 
 use nix::errno::Errno;
 
 use super::lease::Lease;
+use super::udp::WorkerSockets;
 use crate::offload::Part;
 use crate::offload::coalesce::Gather;
 use crate::offload::stride::Received;
+pub use crate::proto::Endpoint;
 use crate::time::Time;
-
-/// Where a datagram goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Endpoint {
-    /// The peer's UDP address.
-    pub remote: SocketAddr,
-    /// Our address to send from (IP_PKTINFO); `None` leaves it to the routing table.
-    pub local: Option<IpAddr>,
-}
 
 /// One send: `datagrams` equal datagrams (the last may be shorter) in one range of a lent buffer.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +22,8 @@ pub struct Send {
     pub peer: u32,
     /// Its address.
     pub to: Endpoint,
+    /// The outer IPv4 TOS or IPv6 traffic class byte, DSCP and ECN; 0 leaves it to the socket, which has 0.
+    pub tos: u8,
     /// The bytes.
     pub part: Part,
     /// Bytes per datagram; the kernel cuts (UDP_SEGMENT) when `datagrams > 1`.
@@ -101,7 +95,7 @@ pub struct Effort {
 
 /// A worker's hands: queues operations, and reports what became of them.
 pub trait Driver {
-    /// The monotonic clock.
+    /// The clock of [`super::clock::now`], as of the last turn.
     fn now(&self) -> Time;
 
     /// A free buffer for a train, if there is one.
@@ -116,6 +110,14 @@ pub trait Driver {
 
     /// Queues a TUN write: the head, then ranges of lent buffers. Writes happen in the order they were queued.
     fn write(&mut self, gather: Gather);
+
+    /// Replaces the sockets, between two turns: the listen port changed. What is queued and not yet sent leaves from the
+    /// new ones, what waits unread at the old ones is lost. The old ones are closed once nothing uses them, at the latest
+    /// in the turn that follows.
+    ///
+    /// # Errors
+    /// Only when the driver cannot go on at all.
+    fn rebind(&mut self, sockets: WorkerSockets) -> io::Result<()>;
 
     /// Carries out what was queued, waits as asked, and appends what happened to `done`, in order per device.
     ///

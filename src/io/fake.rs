@@ -14,6 +14,7 @@ use nix::errno::Errno;
 
 use super::driver::{Completion, Driver, Effort, Send, Wait};
 use super::lease::{self, BUFFER_BYTES, Lease, Loans};
+use super::udp::WorkerSockets;
 use crate::offload::Part;
 use crate::offload::coalesce::Gather;
 use crate::offload::stride::Received;
@@ -54,6 +55,8 @@ pub struct Incoming {
     pub bytes: Vec<u8>,
     /// Bytes of each but the last; 0 means one datagram.
     pub stride: u16,
+    /// The outer TOS or traffic class byte.
+    pub tos: u8,
 }
 
 /// One datagram we sent.
@@ -63,6 +66,8 @@ pub struct Outgoing {
     pub to: SocketAddr,
     /// The UDP payload.
     pub bytes: Vec<u8>,
+    /// The outer TOS or traffic class byte.
+    pub tos: u8,
 }
 
 /// [`Driver`] without a kernel.
@@ -80,6 +85,8 @@ pub struct Fake {
     pub tun_reads: VecDeque<Vec<u8>>,
     /// What the socket will hand out.
     pub receives: VecDeque<Incoming>,
+    /// How often the sockets were replaced.
+    pub rebinds: u32,
     /// What was sent, datagram by datagram.
     pub sent: Vec<Outgoing>,
     /// What was written to the TUN: vnet header and packet each.
@@ -110,6 +117,7 @@ impl Fake {
             writes: VecDeque::new(),
             tun_reads: VecDeque::new(),
             receives: VecDeque::new(),
+            rebinds: 0,
             sent: Vec::new(),
             written: Vec::new(),
         }
@@ -184,9 +192,8 @@ impl Fake {
         }
         let bytes = self.part(send.part);
         let stride = if send.datagrams > 1 { usize::from(send.segment_bytes) } else { bytes.len().max(1) };
-        let sent =
-            bytes.chunks(stride).map(|datagram| Outgoing { to: send.to.remote, bytes: datagram.to_vec() });
-        self.sent.extend(sent);
+        let (to, tos) = (send.to.remote, send.tos);
+        self.sent.extend(bytes.chunks(stride).map(|datagram| Outgoing { to, bytes: datagram.to_vec(), tos }));
         Ok(())
     }
 
@@ -230,13 +237,13 @@ impl Fake {
                 continue;
             }
             let Some(mut lease) = self.receive_free.pop() else { break };
-            let Some(Incoming { from, to, bytes, stride }) = self.receives.pop_front() else { break };
+            let Some(Incoming { from, to, bytes, stride, tos }) = self.receives.pop_front() else { break };
             let truncated = self.strikes(self.faults.truncated);
             let length = if truncated { bytes.len() / 2 } else { bytes.len() };
             let start = super::message::PAYLOAD_START;
             lease[start..start + length].copy_from_slice(&bytes[..length]);
             let (start, bytes) = (start as u32, length as u32);
-            let received = Received { from, to, start, bytes, stride, truncated, at: self.now };
+            let received = Received { from, to, start, bytes, stride, tos, truncated, at: self.now };
             done.push(Completion::Received { lease, received });
         }
     }
@@ -263,6 +270,13 @@ impl Driver for Fake {
     fn write(&mut self, gather: Gather) {
         self.loans.begin_use(&gather.parts);
         self.writes.push_back(gather);
+    }
+
+    /// There are no sockets to replace; what waited at them is lost.
+    fn rebind(&mut self, _sockets: WorkerSockets) -> io::Result<()> {
+        self.rebinds += 1;
+        self.receives.clear();
+        Ok(())
     }
 
     /// Never sleeps: a wait lets time pass.

@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use super::cmsg::SendControl;
 use super::sys;
 use super::tun::{self, OffloadSwitches, Tun, TunError, TunRequest};
-use super::udp::{self, UdpGroup, UdpRequest};
+use super::udp::{self, Steering, UdpGroup, UdpRequest};
 
 /// One row: something we use if the kernel has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,6 +173,9 @@ fn probe_udp() -> Vec<Feature> {
             gro: true,
             gso: true,
             buffer_bytes: BUFFER_BYTES,
+            steering: Steering::SourcePort,
+            fwmark: 0,
+            patience: crate::time::Span::ZERO,
         })
     };
     let v4 = open(Ipv4Addr::UNSPECIFIED.into());

@@ -71,6 +71,9 @@ impl OperationMemory {
         if let Some(source) = send.to.local {
             self.control.source(source);
         }
+        if send.tos != 0 {
+            self.control.traffic_class(send.tos, send.to.remote.ip());
+        }
         let address_bytes = emit_address(send.to.remote, &mut self.address);
         let control = self.control.bytes();
         self.header.msg_name = self.address.as_mut_ptr().cast();
@@ -114,6 +117,7 @@ pub(super) fn received(
         start: PAYLOAD_START as u32,
         bytes: bytes as u32,
         stride: told.stride,
+        tos: told.tos,
         truncated,
         // A wall clock that was set in between must not put the arrival into the future.
         at: at.min(now),
@@ -121,7 +125,7 @@ pub(super) fn received(
 }
 
 /// Writes `address` as a sockaddr and returns its length. Source: ip(7), ipv6(7).
-fn emit_address(address: SocketAddr, out: &mut [u8; ADDRESS_BYTES]) -> usize {
+pub(super) fn emit_address(address: SocketAddr, out: &mut [u8; ADDRESS_BYTES]) -> usize {
     out[2..4].copy_from_slice(&address.port().to_be_bytes());
     match address {
         SocketAddr::V4(v4) => {

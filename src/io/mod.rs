@@ -18,6 +18,7 @@
 //! * **(O) operation memory.** What a submission points at besides buffers (msghdr, iovec, address, control bytes) lies in
 //!   a slot of a fixed table that neither moves nor is used again before the completion of that submission.
 //! * **(S) single issuer.** One thread creates, submits to and reaps a ring; the driver is not `Send`.
+//! * **(H) handed in.** A descriptor that whoever started us opened is ours alone; its number is taken over once.
 //! * **(R) repr.** Structures that cross the boundary are `repr(C)`, from libc or checked for size at compile time.
 //!
 //! # Which feature needs which kernel
@@ -28,10 +29,12 @@
 pub mod clock;
 pub mod cmsg;
 pub mod daemon;
+pub mod descriptor;
 pub mod driver;
 pub mod fake;
 pub mod features;
 pub mod lease;
+pub mod mailer;
 pub mod message;
 pub mod ring;
 pub mod steer;

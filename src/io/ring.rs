@@ -75,6 +75,14 @@ impl Ring {
         self.submitter.register_files(files)
     }
 
+    /// Replaces registered descriptors from index `first` on; what is under way keeps the old ones until it ends.
+    pub fn replace_files(&self, first: u32, files: &[RawFd]) -> io::Result<()> {
+        match self.submitter.register_files_update(first, files)? {
+            count if count == files.len() => Ok(()),
+            count => Err(io::Error::other(format!("io_uring: {count} of {} files replaced", files.len()))),
+        }
+    }
+
     /// Queues a submission; a full queue is submitted first, which adds to `enters`.
     ///
     /// # Safety

@@ -6,7 +6,10 @@
 //! steered whole, stays whole. The ports alone decide: the hash of the four-tuple, which puts four flows on four
 //! sockets one time in ten, is only the fallback.
 //!
-//! The other drops everything, for the sockets that only send.
+//! Another serves WireGuard peers, which send from one port: it reads the receiver index that we gave the session, so a
+//! session's transport messages all come to the worker its index names. Handshakes go to worker 0.
+//!
+//! The third drops everything, for the sockets that only send.
 //!
 //! Source: linux/filter.h, linux/bpf_common.h, socket(7) SO_ATTACH_REUSEPORT_CBPF, net/core/sock_reuseport.c.
 
@@ -21,6 +24,10 @@ pub const PORT_RESIDUES: u16 = 256;
 
 /// What the group's program answers to leave the choice to the kernel's hash: an index no group has.
 const LEAVE_IT_TO_THE_HASH: u32 = 0xffff;
+
+/// The first byte of a transport message, and where its receiver index starts: little-endian, so with the low byte.
+const TRANSPORT_MESSAGE: u32 = 4;
+const RECEIVER_INDEX: u32 = 4;
 
 const LOAD_BYTE: u16 = (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16;
 const SHIFT_RIGHT: u16 = (libc::BPF_ALU | libc::BPF_RSH | libc::BPF_K) as u16;
@@ -40,6 +47,21 @@ const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
 pub fn spread_by_source_port(socket: impl AsFd, workers: usize) -> Result<()> {
     assert!((1..=256).contains(&workers), "steer: {workers} workers, a group has 1 to 256");
     sys::attach_program(socket, libc::SO_ATTACH_REUSEPORT_CBPF, &source_port_program(workers as u32))
+}
+
+/// Steers the REUSEPORT group of `socket` by what WireGuard says: transport messages (type 4) to the worker that is the
+/// low byte of the receiver index modulo `workers`, everything else to the socket bound first.
+///
+/// Once per group and family, after all its sockets are bound. A burst is steered whole, by its first datagram. Workers
+/// must not rely on it: a session's data may come to any of them.
+///
+/// # Errors
+/// As [`spread_by_source_port`].
+///
+/// Source: WireGuard whitepaper §5.4.6.
+pub fn spread_by_receiver_index(socket: impl AsFd, workers: usize) -> Result<()> {
+    assert!((1..=256).contains(&workers), "steer: {workers} workers, a group has 1 to 256");
+    sys::attach_program(socket, libc::SO_ATTACH_REUSEPORT_CBPF, &receiver_index_program(workers as u32))
 }
 
 /// Drops whatever arrives at `socket` before it is queued.
@@ -66,6 +88,18 @@ fn source_port_program(workers: u32) -> [libc::sock_filter; 13] {
         statement(MODULO, workers),
         statement(RETURN_A, 0),
         statement(RETURN, LEAVE_IT_TO_THE_HASH),
+    ]
+}
+
+/// A load behind the end of the payload ends the program with 0: that datagram is no transport message.
+fn receiver_index_program(workers: u32) -> [libc::sock_filter; 6] {
+    [
+        statement(LOAD_BYTE, 0),
+        jump_if_equal(TRANSPORT_MESSAGE, 0, 3),
+        statement(LOAD_BYTE, RECEIVER_INDEX),
+        statement(MODULO, workers),
+        statement(RETURN_A, 0),
+        statement(RETURN, 0),
     ]
 }
 

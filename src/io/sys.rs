@@ -5,7 +5,7 @@
 //! Source: linux/if_tun.h, linux/if.h, linux/filter.h, linux/udp.h, ioctl_tun in tun(4), setsockopt(2).
 
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::Result;
 use nix::errno::Errno;
@@ -43,6 +43,8 @@ impl FlagsRequest {
 // What rtnetlink tells about a TUN inside IFLA_LINKINFO/IFLA_INFO_DATA. Source: linux/if_link.h.
 /// u8: 1 for a TUN, 2 for a TAP.
 pub const IFLA_TUN_TYPE: u16 = 3;
+/// u8: 1 if packets have a `struct tun_pi` in front, that is without IFF_NO_PI.
+pub const IFLA_TUN_PI: u16 = 4;
 /// u8: 1 if the device outlives its last queue.
 pub const IFLA_TUN_PERSIST: u16 = 6;
 /// u8: 1 if created with IFF_MULTI_QUEUE.
@@ -62,6 +64,33 @@ pub fn tun_set_iff(fd: BorrowedFd<'_>, request: &mut FlagsRequest) -> Result<()>
     // SAFETY: (R) FlagsRequest has the size of `struct ifreq`; the kernel reads and writes only within it.
     Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF as _, request as *mut FlagsRequest) })
         .map(drop)
+}
+
+/// TUNGETIFF: name and flags of the interface that `fd` is attached to. The flag IFF_NO_PI is no use here: it has the
+/// value of IFF_NOFILTER, which the kernel sets in its answer.
+///
+/// # Errors
+/// EBADFD when it is attached to none (any more), ENOTTY when it is no `/dev/net/tun` at all.
+///
+/// Source: linux/if_tun.h.
+pub fn tun_iff(fd: BorrowedFd<'_>) -> Result<FlagsRequest> {
+    let mut request = FlagsRequest::new("", 0);
+    // SAFETY: (R) FlagsRequest has the size of `struct ifreq`; the kernel writes only within it.
+    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETIFF as _, &raw mut request) })?;
+    Ok(request)
+}
+
+/// TUNGETDEVNETNS: the network namespace in which the interface of `fd` lives now.
+///
+/// # Errors
+/// EBADFD when it is attached to none (any more), EPERM without CAP_NET_ADMIN there, EINVAL below Linux 5.8.
+///
+/// Source: linux/if_tun.h.
+pub fn tun_netns(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
+    // SAFETY: this request takes no argument.
+    let netns = Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETDEVNETNS as _) })?;
+    // SAFETY: the kernel just opened this descriptor for us, nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(netns) })
 }
 
 /// TUNSETVNETHDRSZ: bytes in front of every packet read or written; at least 10.

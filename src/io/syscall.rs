@@ -13,6 +13,7 @@ use super::cmsg::RECEIVE_CONTROL_BYTES;
 use super::driver::{Completion, Driver, Effort, Send, Wait};
 use super::lease::{self, Lease, Loans};
 use super::message::{Devices, NAME_BYTES, OperationMemory, PAYLOAD_START, received};
+use super::udp::WorkerSockets;
 use super::uring::gone;
 use super::wake::Waker;
 use crate::offload::coalesce::Gather;
@@ -57,6 +58,16 @@ enum Queued {
     Write(Gather),
 }
 
+fn watch(epoll: &Epoll, fd: BorrowedFd<'_>, which: usize) -> nix::Result<()> {
+    epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, which as u64))
+}
+
+fn watch_sockets(epoll: &Epoll, sockets: &WorkerSockets) -> nix::Result<()> {
+    let families = [(&sockets.v4, V4), (&sockets.v6, V6)];
+    let mut there = families.into_iter().filter_map(|(family, which)| Some((family.as_ref()?, which)));
+    there.try_for_each(|(family, which)| watch(epoll, family.receive.as_fd(), which))
+}
+
 impl Syscall {
     /// A driver for the calling thread.
     ///
@@ -64,16 +75,9 @@ impl Syscall {
     /// EMFILE, ENOMEM.
     pub fn new(devices: Devices, waker: Waker) -> io::Result<Syscall> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let watch = |fd: BorrowedFd<'_>, which: usize| {
-            epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, which as u64))
-        };
-        watch(devices.tun.as_fd(), TUN)?;
-        watch(waker.as_fd(), WAKE)?;
-        for (socket, which) in [(&devices.sockets.v4, V4), (&devices.sockets.v6, V6)] {
-            if let Some(socket) = socket {
-                watch(socket.receive.as_fd(), which)?;
-            }
-        }
+        watch(&epoll, devices.tun.as_fd(), TUN)?;
+        watch(&epoll, waker.as_fd(), WAKE)?;
+        watch_sockets(&epoll, &devices.sockets)?;
         let mut leases = lease::map(TUN_BUFFERS + RECEIVE_BUFFERS + SEND_BUFFERS)?;
         let send_free = leases.split_off(usize::from(TUN_BUFFERS + RECEIVE_BUFFERS));
         let receive_free = leases.split_off(usize::from(TUN_BUFFERS));
@@ -231,6 +235,17 @@ impl Driver for Syscall {
     fn write(&mut self, gather: Gather) {
         self.loans.begin_use(&gather.parts);
         self.queued.push(Queued::Write(gather));
+    }
+
+    fn rebind(&mut self, sockets: WorkerSockets) -> io::Result<()> {
+        let old = std::mem::replace(&mut self.devices.sockets, sockets);
+        // Closing them would not do: a clone elsewhere keeps them in the epoll, and they would go on telling.
+        for family in [&old.v4, &old.v6].into_iter().flatten() {
+            self.epoll.delete(&family.receive)?;
+        }
+        watch_sockets(&self.epoll, &self.devices.sockets)?;
+        (self.ready[V4], self.ready[V6]) = (true, true);
+        Ok(())
     }
 
     fn turn(&mut self, wait: Wait, done: &mut Vec<Completion>) -> io::Result<()> {

@@ -14,8 +14,8 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoData, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::sys::stat::{FileStat, Mode, fstat, stat};
 use thiserror::Error;
 
 use super::clock;
@@ -153,6 +153,24 @@ pub enum TunError {
         /// EMFILE or ENFILE.
         errno: Errno,
     },
+    /// The descriptor handed over is not one of a TUN.
+    #[error(
+        "the descriptor handed over is not attached to a TUN ({errno}); hand over an open /dev/net/tun after TUNSETIFF"
+    )]
+    NotATunDescriptor {
+        /// EBADFD: attached to nothing; ENOTTY or another: something else.
+        errno: Errno,
+    },
+    /// The descriptor handed over belongs to a device of another kind.
+    #[error(
+        "tun {name:?}: the descriptor handed over was opened {flaw}; open it with IFF_TUN | IFF_NO_PI | IFF_VNET_HDR"
+    )]
+    UnfitDescriptor {
+        /// The interface's name.
+        name: String,
+        /// What is wrong with its flags.
+        flaw: &'static str,
+    },
     /// A call failed in a way that has no better name.
     #[error("tun {name:?}: {call}: {errno}; `uringvpn probe` shows what this kernel offers")]
     Call {
@@ -187,8 +205,6 @@ pub fn open(request: &TunRequest) -> Result<Tun, TunError> {
         return Err(TunError::QueueCount { name: request.name.clone(), queues: request.queues });
     }
     let (first, name, created) = open_first(&request.name)?;
-    let failed = |call, errno| TunError::Call { name: name.clone(), call, errno };
-
     let mut queues = Vec::with_capacity(request.queues);
     queues.push(first);
     for queue in 1..request.queues {
@@ -196,14 +212,97 @@ pub fn open(request: &TunRequest) -> Result<Tun, TunError> {
         attach(fd.as_fd(), &name, 0).map_err(|errno| attach_error(&name, errno))?;
         queues.push(fd);
     }
-    // Header size and offloads belong to the device: once, not per queue, and never as a former owner left them.
-    let device = queues[0].as_fd();
-    sys::tun_set_vnet_hdr_bytes(device, VNET_HDR_BYTES as libc::c_int)
-        .map_err(|errno| failed("TUNSETVNETHDRSZ", errno))?;
-    let offloads = set_offloads(device, request.offloads).map_err(|errno| failed("TUNSETOFFLOAD", errno))?;
-    let index =
-        nix::net::if_::if_nametoindex(name.as_str()).map_err(|errno| failed("if_nametoindex", errno))?;
+    let (index, offloads) = configure(queues[0].as_fd(), &name, request.offloads)?;
     Ok(Tun { name, index, queues, offloads, created })
+}
+
+/// Takes over a queue that somebody else opened (WG_TUN_FD). Sets header and offloads as [`open`] does; the device has
+/// this one queue.
+///
+/// # Errors
+/// [`TunError::NotATunDescriptor`], [`TunError::UnfitDescriptor`] or [`TunError::Call`]. The device is as it was, except
+/// for its settings.
+pub fn from_fd(fd: OwnedFd, offloads: OffloadSwitches) -> Result<Tun, TunError> {
+    let attached = sys::tun_iff(fd.as_fd()).map_err(|errno| TunError::NotATunDescriptor { errno })?;
+    let name = attached.name();
+    let failed = |call, errno| TunError::Call { name: name.clone(), call, errno };
+    let link = link(&name).map_err(|errno| failed("RTM_GETLINK", errno))?;
+    let link = link.ok_or_else(|| failed("RTM_GETLINK", Errno::ENODEV))?;
+    if let Some(flaw) = flaw(libc::c_int::from(attached.flags), &link) {
+        return Err(TunError::UnfitDescriptor { name, flaw });
+    }
+    let status = fcntl(&fd, FcntlArg::F_GETFL).map_err(|errno| failed("F_GETFL", errno))?;
+    let status = OFlag::from_bits_retain(status) | OFlag::O_NONBLOCK;
+    fcntl(&fd, FcntlArg::F_SETFL(status)).map_err(|errno| failed("F_SETFL", errno))?;
+    fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(|errno| failed("F_SETFD", errno))?;
+    let (index, offloads) = configure(fd.as_fd(), &name, offloads)?;
+    Ok(Tun { name, index, queues: vec![fd], offloads, created: false })
+}
+
+fn flaw(flags: libc::c_int, link: &LinkMessage) -> Option<&'static str> {
+    if flags & libc::IFF_TUN == 0 {
+        Some("as a TAP (Ethernet)")
+    } else if tun_fact(link, sys::IFLA_TUN_PI) != Some(0) {
+        Some("without IFF_NO_PI (four bytes in front of every packet)")
+    } else if flags & libc::IFF_VNET_HDR == 0 {
+        Some("without IFF_VNET_HDR (no offloads)")
+    } else {
+        None
+    }
+}
+
+/// Sets header size and offloads, which belong to the device: once, not per queue, and never as a former owner left
+/// them. Returns the interface's index and the offloads.
+fn configure(
+    device: BorrowedFd<'_>,
+    name: &str,
+    wanted: OffloadSwitches,
+) -> Result<(u32, TunOffloads), TunError> {
+    let failed = |call| move |errno| TunError::Call { name: name.to_owned(), call, errno };
+    sys::tun_set_vnet_hdr_bytes(device, VNET_HDR_BYTES as libc::c_int).map_err(failed("TUNSETVNETHDRSZ"))?;
+    let offloads = set_offloads(device, wanted).map_err(failed("TUNSETOFFLOAD"))?;
+    let index = nix::net::if_::if_nametoindex(name).map_err(failed("if_nametoindex"))?;
+    Ok((index, offloads))
+}
+
+/// Where a TUN's device is, seen from the calling thread.
+#[derive(Debug)]
+pub enum Whereabouts {
+    /// It was deleted.
+    Gone,
+    /// In our network namespace.
+    Here {
+        /// Its name now.
+        name: String,
+    },
+    /// It was moved to another one, where its index may be a different one.
+    Elsewhere {
+        /// Its name now.
+        name: String,
+        /// That network namespace.
+        netns: OwnedFd,
+    },
+}
+
+/// Asks a queue where its device is. Moved to another network namespace it goes on working, although a watch in the old
+/// one reports it as deleted.
+///
+/// # Errors
+/// EPERM without CAP_NET_ADMIN in the device's namespace, EINVAL below Linux 5.8, ENOENT without /proc.
+pub fn whereabouts(queue: &OwnedFd) -> nix::Result<Whereabouts> {
+    let netns = match sys::tun_netns(queue.as_fd()) {
+        Err(Errno::EBADFD) => return Ok(Whereabouts::Gone),
+        netns => netns?,
+    };
+    let name = match sys::tun_iff(queue.as_fd()) {
+        Err(Errno::EBADFD) => return Ok(Whereabouts::Gone),
+        attached => attached?.name(),
+    };
+    let identity = |stat: FileStat| (stat.st_dev, stat.st_ino);
+    if identity(fstat(&netns)?) == identity(stat("/proc/thread-self/ns/net")?) {
+        return Ok(Whereabouts::Here { name });
+    }
+    Ok(Whereabouts::Elsewhere { name, netns })
 }
 
 /// Attaches the first queue. Returns it with the device's real name and whether the device is new.
@@ -308,6 +407,11 @@ enum Existing {
 /// Asks rtnetlink who has `name`: TUNSETIFF alone would answer EINVAL to three different faults, and would let us join
 /// a multi-queue device that another process is using.
 fn existing(name: &str) -> nix::Result<Existing> {
+    Ok(link(name)?.map_or(Existing::Gone, |link| classify(&link)))
+}
+
+/// The interface of that name; `None` if there is none.
+fn link(name: &str) -> nix::Result<Option<LinkMessage>> {
     let os = |error: std::io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
     let mut question = LinkMessage::default();
     question.attributes.push(LinkAttribute::IfName(name.to_owned()));
@@ -324,39 +428,16 @@ fn existing(name: &str) -> nix::Result<Existing> {
     socket.send(&bytes, 0).map_err(os)?;
     let (bytes, _) = socket.recv_from_full().map_err(os)?;
     let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes).map_err(|_| Errno::EBADMSG)?;
-    let link = match answer.payload {
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => link,
-        NetlinkPayload::Error(error) if error.raw_code() == -libc::ENODEV => return Ok(Existing::Gone),
-        NetlinkPayload::Error(error) => return Err(Errno::from_raw(-error.raw_code())),
-        _ => return Err(Errno::EBADMSG),
-    };
-    Ok(classify(&link))
+    match answer.payload {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Ok(Some(link)),
+        NetlinkPayload::Error(error) if error.raw_code() == -libc::ENODEV => Ok(None),
+        NetlinkPayload::Error(error) => Err(Errno::from_raw(-error.raw_code())),
+        _ => Err(Errno::EBADMSG),
+    }
 }
 
 fn classify(link: &LinkMessage) -> Existing {
-    let facts = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {
-            LinkInfo::Data(InfoData::Tun(facts)) => Some(facts),
-            _ => None,
-        }),
-        _ => None,
-    });
-    let Some(facts) = facts else { return Existing::NotATun };
-    let number = |wanted: u16| {
-        let fact = facts.iter().find(|fact| fact.kind() == wanted)?;
-        let mut value = [0; 4];
-        match fact.value_len() {
-            1 => {
-                fact.emit_value(&mut value[..1]);
-                Some(u32::from(value[0]))
-            }
-            4 => {
-                fact.emit_value(&mut value);
-                Some(u32::from_ne_bytes(value))
-            }
-            _ => None,
-        }
-    };
+    let number = |wanted| tun_fact(link, wanted);
     let queues = number(sys::IFLA_TUN_NUM_QUEUES).unwrap_or(0)
         + number(sys::IFLA_TUN_NUM_DISABLED_QUEUES).unwrap_or(0);
     if number(sys::IFLA_TUN_TYPE) != Some(libc::IFF_TUN as u32) {
@@ -368,6 +449,30 @@ fn classify(link: &LinkMessage) -> Existing {
         Existing::InUse { queues }
     } else {
         Existing::Idle
+    }
+}
+
+/// One of the numbers `IFLA_TUN_*`; `None` for an interface of another kind.
+fn tun_fact(link: &LinkMessage, wanted: u16) -> Option<u32> {
+    let facts = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {
+            LinkInfo::Data(InfoData::Tun(facts)) => Some(facts),
+            _ => None,
+        }),
+        _ => None,
+    })?;
+    let fact = facts.iter().find(|fact| fact.kind() == wanted)?;
+    let mut value = [0; 4];
+    match fact.value_len() {
+        1 => {
+            fact.emit_value(&mut value[..1]);
+            Some(u32::from(value[0]))
+        }
+        4 => {
+            fact.emit_value(&mut value);
+            Some(u32::from_ne_bytes(value))
+        }
+        _ => None,
     }
 }
 

@@ -1,11 +1,14 @@
-//! The UDP sockets: per worker and family one that receives, and for workers above 0 one that only sends.
+//! The UDP sockets: per worker and family one that receives, and, steered by source port, for workers above 0 one that
+//! only sends.
 //!
-//! The receiving sockets of a family share the listen port (SO_REUSEPORT) and are steered by
-//! [`super::steer::spread_by_source_port`]. So that the peer can spread us over its workers too, worker i sends from a
-//! port whose low byte is that of the listen port plus i; worker 0 sends from the listen port itself.
+//! The receiving sockets of a family share the listen port (SO_REUSEPORT) and are steered by a program of
+//! [`super::steer`]; [`Steering`] says which. Steered by source port, the peer needs several ports of ours to spread us
+//! over its workers: worker i sends from a port whose low byte is that of the listen port plus i, worker 0 from the
+//! listen port itself. Steered by receiver index, everything leaves from the listen port.
 //!
 //! Every receiving socket delivers, as control messages, the GRO segment size, the local address (IP_PKTINFO,
-//! IPV6_PKTINFO) and the kernel's receive time (SCM_TIMESTAMPNS: CLOCK_REALTIME as a `timespec`).
+//! IPV6_PKTINFO), the traffic class (IP_TOS, IPV6_TCLASS) and the kernel's receive time (SCM_TIMESTAMPNS: CLOCK_REALTIME
+//! as a `timespec`).
 //!
 //! Source: socket(7), udp(7), ip(7), ipv6(7), linux/udp.h.
 
@@ -19,6 +22,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, getsockname, socket};
 use thiserror::Error;
 
+pub use super::mailer::Mailer;
 use super::{clock, steer, sys};
 use crate::offload::train::TRAIN_SEGMENTS_SAFE;
 use crate::time::Span;
@@ -32,12 +36,23 @@ const TRAIN_SEGMENTS_PROBED: [u16; 3] = [128, TRAIN_SEGMENTS_SAFE, 2];
 /// Where send ports are looked for: the kernel's default net.ipv4.ip_local_port_range.
 const SEND_PORTS: Range<u16> = 32768..61000;
 
-/// How long a taken port is waited for: the ring of a process that was killed holds its sockets for a moment.
-const BUSY_PATIENCE: Span = Span::from_secs(1);
+/// How long it is worth waiting for a taken port at the start: the ring of a process that was killed holds its sockets
+/// for a moment.
+pub const BUSY_PATIENCE: Span = Span::from_secs(1);
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 /// How often a free port is drawn until it is free in both families.
 const PORT_DRAWS: usize = 32;
+
+/// What decides which worker receives a datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Steering {
+    /// The sender's port: [`steer::spread_by_source_port`]. Workers above 0 send from ports of their own.
+    SourcePort,
+    /// The receiver index of WireGuard's transport messages: [`steer::spread_by_receiver_index`]. All send from the
+    /// listen port, where WireGuard peers, and NATs between, expect us.
+    ReceiverIndex,
+}
 
 /// What to open.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +70,12 @@ pub struct UdpRequest {
     /// Kernel memory per socket and direction, in bytes as getsockopt(SO_RCVBUF) reports it (twice the number
     /// setsockopt is told). 64 KiB trains take about 70 KiB each.
     pub buffer_bytes: usize,
+    /// What decides which worker receives a datagram.
+    pub steering: Steering,
+    /// The mark of everything we send (SO_MARK), for policy routing; 0 is none.
+    pub fwmark: u32,
+    /// How long to wait for a port that is taken.
+    pub patience: Span,
 }
 
 /// One worker's sockets of one family, non-blocking.
@@ -62,7 +83,7 @@ pub struct UdpRequest {
 pub struct Sockets {
     /// Receives on the listen port.
     pub receive: OwnedFd,
-    /// Sends from a port of its own and drops what arrives there; `None`: send from `receive`.
+    /// Sends from a port of its own and drops what arrives there; `None`: everything leaves from `receive`.
     pub send: Option<OwnedFd>,
 }
 
@@ -70,6 +91,11 @@ impl Sockets {
     /// The socket to send from.
     pub fn sender(&self) -> &OwnedFd {
         self.send.as_ref().unwrap_or(&self.receive)
+    }
+
+    fn try_clone(&self) -> std::io::Result<Sockets> {
+        let send = self.send.as_ref().map(OwnedFd::try_clone).transpose()?;
+        Ok(Sockets { receive: self.receive.try_clone()?, send })
     }
 }
 
@@ -80,6 +106,38 @@ pub struct WorkerSockets {
     pub v4: Option<Sockets>,
     /// IPv6 (IPV6_V6ONLY), unless the host or the requested address has none.
     pub v6: Option<Sockets>,
+}
+
+impl WorkerSockets {
+    /// More descriptors of the same sockets: the port stays taken until both are closed.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn try_clone(&self) -> std::io::Result<WorkerSockets> {
+        let family = |sockets: &Option<Sockets>| sockets.as_ref().map(Sockets::try_clone).transpose();
+        Ok(WorkerSockets { v4: family(&self.v4)?, v6: family(&self.v6)? })
+    }
+
+    /// Marks what these sockets send from now on, also through their clones; 0 is no mark.
+    ///
+    /// # Errors
+    /// As [`set_mark`]; some of the sockets may have the new mark then.
+    pub fn set_mark(&self, fwmark: u32) -> nix::Result<()> {
+        [&self.v4, &self.v6].into_iter().flatten().try_for_each(|sockets| {
+            set_mark(&sockets.receive, fwmark)?;
+            sockets.send.as_ref().map_or(Ok(()), |send| set_mark(send, fwmark))
+        })
+    }
+}
+
+/// Marks what `socket` sends from now on, for policy routing and filters; 0 is no mark.
+///
+/// # Errors
+/// EPERM without CAP_NET_ADMIN (or CAP_NET_RAW since Linux 5.17).
+///
+/// Source: socket(7) SO_MARK.
+pub fn set_mark(socket: &OwnedFd, fwmark: u32) -> nix::Result<()> {
+    sys::set_option(socket, libc::SOL_SOCKET, libc::SO_MARK, fwmark as libc::c_int)
 }
 
 /// All sockets of the tunnel.
@@ -149,6 +207,14 @@ pub enum UdpError {
         /// Why there is no IPv6.
         v6: Errno,
     },
+    /// What we send may not be marked.
+    #[error("udp: fwmark {fwmark:#x}: {errno}; run with CAP_NET_ADMIN, or without a mark")]
+    Mark {
+        /// As asked for.
+        fwmark: u32,
+        /// From SO_MARK.
+        errno: Errno,
+    },
     /// The process or system ran out of file descriptors.
     #[error("udp {address}: {errno} at worker {worker}; raise the limit: `ulimit -n 4096`")]
     NoDescriptors {
@@ -171,7 +237,7 @@ pub enum UdpError {
     },
 }
 
-/// Opens every socket the workers need and steers them. Waits up to a second for a port that is taken.
+/// Opens every socket the workers need and steers them.
 ///
 /// The port is ours alone when this returns: another program that has it, with SO_REUSEPORT or without, makes this
 /// fail, and a second instance is refused. (A program of the same user that sets SO_REUSEPORT could join later; the
@@ -186,7 +252,7 @@ pub fn open(request: &UdpRequest) -> Result<UdpGroup, UdpError> {
         return Err(UdpError::WorkerCount { workers: request.workers });
     }
     let mut draws = 0;
-    let give_up = clock::now() + BUSY_PATIENCE;
+    let give_up = clock::now() + request.patience;
     let families = loop {
         draws += 1;
         match open_families(request) {
@@ -293,7 +359,7 @@ fn open_family(
         receivers.push(socket);
     }
     if let [first, _, ..] = &receivers[..]
-        && let Err(errno) = steer::spread_by_source_port(first, request.workers)
+        && let Err(errno) = steer_group(first, request)
     {
         note(
             &mut families.notes,
@@ -305,10 +371,18 @@ fn open_family(
     }
     let mut sockets = Vec::with_capacity(request.workers);
     for (worker, receive) in receivers.into_iter().enumerate() {
-        let send = if worker == 0 { None } else { open_sender(address, worker, request, families)? };
+        let own_port = worker > 0 && request.steering == Steering::SourcePort;
+        let send = if own_port { open_sender(address, worker, request, families)? } else { None };
         sockets.push(Sockets { receive, send });
     }
     Ok(sockets)
+}
+
+fn steer_group(first: &OwnedFd, request: &UdpRequest) -> nix::Result<()> {
+    match request.steering {
+        Steering::SourcePort => steer::spread_by_source_port(first, request.workers),
+        Steering::ReceiverIndex => steer::spread_by_receiver_index(first, request.workers),
+    }
 }
 
 /// A socket bound to a port whose low byte is (listen port + worker), deaf. `None` when all 110 such ports are taken.
@@ -321,7 +395,7 @@ fn open_sender(
     let residue = (families.port as usize + worker) % usize::from(steer::PORT_RESIDUES);
     let socket = new_socket(SocketAddr::new(address, 0), worker)?;
     let unbound = SocketAddr::new(address, 0);
-    configure_family(&socket, unbound)?;
+    configure_family(&socket, unbound, request.fwmark)?;
     grant(&socket, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, request.buffer_bytes);
     // Deaf before it is bound, so that nothing is ever queued. The kernel raises 0 to its minimum (2304 bytes).
     let _ = sys::set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUF, 0);
@@ -377,8 +451,12 @@ fn port_of(socket: &OwnedFd) -> nix::Result<u16> {
     Ok(v4.or_else(|| name.as_sockaddr_in6().map(|name| name.port())).unwrap_or(0))
 }
 
-/// What receiving and sending sockets share: IPv6 without mapped addresses, outer packets may be fragmented.
-fn configure_family(socket: &OwnedFd, address: SocketAddr) -> Result<(), UdpError> {
+/// What receiving and sending sockets share: IPv6 without mapped addresses, outer packets may be fragmented (IPv4's DF is
+/// clear, IPv6 ignores what it learnt of the path's MTU), the mark.
+fn configure_family(socket: &OwnedFd, address: SocketAddr, fwmark: u32) -> Result<(), UdpError> {
+    if fwmark != 0 {
+        set_mark(socket, fwmark).map_err(|errno| UdpError::Mark { fwmark, errno })?;
+    }
     let options: &[(libc::c_int, libc::c_int, libc::c_int, &'static str)] = match address {
         SocketAddr::V4(_) => {
             &[(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT, "IP_MTU_DISCOVER")]
@@ -404,12 +482,19 @@ fn configure_receiver(
     request: &UdpRequest,
     families: &mut Families,
 ) -> Result<(), UdpError> {
-    configure_family(socket, address)?;
-    let pktinfo = match address {
-        SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_PKTINFO, "IP_PKTINFO"),
-        SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, "IPV6_RECVPKTINFO"),
+    configure_family(socket, address, request.fwmark)?;
+    let [pktinfo, tos] = match address {
+        SocketAddr::V4(_) => [
+            (libc::IPPROTO_IP, libc::IP_PKTINFO, "IP_PKTINFO"),
+            (libc::IPPROTO_IP, libc::IP_RECVTOS, "IP_RECVTOS"),
+        ],
+        SocketAddr::V6(_) => [
+            (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, "IPV6_RECVPKTINFO"),
+            (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, "IPV6_RECVTCLASS"),
+        ],
     };
-    for (level, name, call) in [pktinfo, (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, "SO_TIMESTAMPNS")] {
+    let time = (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, "SO_TIMESTAMPNS");
+    for (level, name, call) in [pktinfo, tos, time] {
         sys::set_option(socket, level, name, 1).map_err(|errno| UdpError::Call { address, call, errno })?;
     }
     if families.gro

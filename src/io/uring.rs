@@ -5,7 +5,7 @@
 //! Sends carry MSG_DONTWAIT and TUN writes never block, so both complete within the enter that submits them.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use io_uring::{cqueue, opcode, squeue, types};
 use nix::errno::Errno;
@@ -17,7 +17,7 @@ use super::driver::{Completion, Driver, Effort, Send, Wait};
 use super::lease::{self, Lease, Loans};
 use super::message::{Devices, NAME_BYTES, OperationMemory, received};
 use super::ring::{BufferRing, Ring};
-use super::udp::Sockets;
+use super::udp::{Sockets, WorkerSockets};
 use super::wake::Waker;
 use crate::offload::coalesce::Gather;
 use crate::offload::stride::Received;
@@ -50,6 +50,7 @@ enum Kind {
     ReceiveV6,
     Wake,
     Operation,
+    Cancel,
 }
 
 fn token(kind: Kind, key: usize) -> u64 {
@@ -63,6 +64,7 @@ fn kind_of(user_data: u64) -> Kind {
         2 => Kind::ReceiveV6,
         3 => Kind::Wake,
         4 => Kind::Operation,
+        5 => Kind::Cancel,
         other => panic!("a completion of kind {other}, which we never submit"),
     }
 }
@@ -92,6 +94,8 @@ pub struct Uring {
     tun_reads_armed: u16,
     receives_armed: [bool; 2],
     wake_armed: bool,
+    /// What is armed still uses sockets that were replaced, or keeps the kernel from closing them.
+    stale: bool,
     /// Completions reaped while making room for operations.
     early: Vec<Completion>,
     /// What makes going on pointless.
@@ -162,11 +166,26 @@ impl Uring {
             tun_reads_armed: 0,
             receives_armed: [false; 2],
             wake_armed: false,
+            stale: false,
             early: Vec::with_capacity(OPERATIONS),
             failure: None,
             now: clock::now(),
             effort: Effort::default(),
         }
+    }
+
+    /// Ends everything that is armed after the sockets were replaced. Also what does not use them: below Linux 6.13 the
+    /// kernel closes a replaced file only when all that was submitted before has ended. Nothing is lost, since a packet
+    /// or a wake-up that was not delivered still waits where it was.
+    fn end_armed(&mut self, done: &mut Vec<Completion>) -> io::Result<()> {
+        let cancel = opcode::AsyncCancel2::new(types::CancelBuilder::any());
+        self.push(cancel.build(), token(Kind::Cancel, 0))?;
+        self.effort.enters += 1;
+        self.ring.enter(0, None)?;
+        self.reap(done);
+        // A read that is just running is not found or ends later; the next turn tries again.
+        self.stale = self.tun_reads_armed > 0 || self.receives_armed.contains(&true) || self.wake_armed;
+        Ok(())
     }
 
     /// Arms whatever receives and is not armed, as far as there are buffers for it.
@@ -257,9 +276,13 @@ impl Uring {
                 }
                 Kind::Wake => {
                     self.wake_armed = false;
-                    self.waker.clear();
-                    done.push(Completion::Woken);
+                    // Cancelled, it has not rung, or rings again when armed anew.
+                    if result >= 0 {
+                        self.waker.clear();
+                        done.push(Completion::Woken);
+                    }
                 }
+                Kind::Cancel => {}
             }
         }
         self.ring.reaped();
@@ -320,8 +343,9 @@ impl Uring {
                     self.receive_buffers.provide(lease);
                 }
                 self.note_failure("receive", error);
-                // Out of buffers is not an error: it is how a multishot says that it must be armed again.
-                (error != -libc::ENOBUFS && error < 0)
+                // Out of buffers is not an error: it is how a multishot says that it must be armed again. Cancelled,
+                // it is armed again on other sockets.
+                (!matches!(-error, libc::ENOBUFS | libc::ECANCELED) && error < 0)
                     .then(|| Completion::ReceiveFailed(Errno::from_raw(-error)))
             }
         }
@@ -382,6 +406,13 @@ impl Driver for Uring {
         self.push(entry, token(Kind::Operation, key)).expect("the ring accepts what it accepted before");
     }
 
+    fn rebind(&mut self, sockets: WorkerSockets) -> io::Result<()> {
+        self.ring.replace_files(RECEIVE_V4, &socket_files(&sockets))?;
+        self.devices.sockets = sockets;
+        self.stale = true;
+        Ok(())
+    }
+
     fn turn(&mut self, wait: Wait, done: &mut Vec<Completion>) -> io::Result<()> {
         // The worker has not heard of these yet and may want to send their buffers again.
         if self.early.is_empty() {
@@ -389,9 +420,14 @@ impl Driver for Uring {
             loans.collect(|lease| go_home(lease, tun_buffers, receive_buffers, free));
         }
         done.append(&mut self.early);
-        self.arm()?;
+        if self.stale {
+            self.end_armed(done)?;
+        }
+        if !self.stale {
+            self.arm()?;
+        }
         let (want, timeout) = match wait {
-            _ if !done.is_empty() => (0, None),
+            _ if self.stale || !done.is_empty() => (0, None),
             Wait::Not => (0, None),
             Wait::Forever => (1, None),
             Wait::Until(deadline) => (1, Some(deadline.since(clock::now()))),
@@ -409,15 +445,21 @@ impl Driver for Uring {
 
 /// Registers the descriptors at the indices named above.
 fn register_files(ring: &Ring, devices: &Devices, waker: &Waker) -> io::Result<()> {
-    let tun = devices.tun.as_raw_fd();
-    // A missing family is registered as the TUN and never named.
+    let [receive_v4, receive_v6, send_v4, send_v6] = socket_files(&devices.sockets);
+    let (tun, wake) = (devices.tun.as_raw_fd(), waker.as_fd().as_raw_fd());
+    ring.register_files(&[tun, wake, receive_v4, receive_v6, send_v4, send_v6])
+}
+
+/// The sockets in the order of their indices, from `RECEIVE_V4` on.
+fn socket_files(sockets: &WorkerSockets) -> [RawFd; 4] {
+    // A missing family leaves its places empty: no receive is armed there, and a send fails (EBADF).
     let pair = |sockets: &Option<Sockets>| match sockets {
         Some(sockets) => [sockets.receive.as_raw_fd(), sockets.sender().as_raw_fd()],
-        None => [tun, tun],
+        None => [-1; 2],
     };
-    let [receive_v4, send_v4] = pair(&devices.sockets.v4);
-    let [receive_v6, send_v6] = pair(&devices.sockets.v6);
-    ring.register_files(&[tun, waker.as_fd().as_raw_fd(), receive_v4, receive_v6, send_v4, send_v6])
+    let [receive_v4, send_v4] = pair(&sockets.v4);
+    let [receive_v6, send_v6] = pair(&sockets.v6);
+    [receive_v4, receive_v6, send_v4, send_v6]
 }
 
 fn go_home(lease: Lease, tun: &mut BufferRing, receive: &mut BufferRing, free: &mut Vec<Lease>) {

@@ -24,6 +24,11 @@ impl Waker {
         let _ = self.0.write(1);
     }
 
+    /// Whether it rang since the last time it was asked.
+    pub fn rang(&self) -> bool {
+        self.0.read().is_ok()
+    }
+
     /// Silences it after it rang.
     pub(super) fn clear(&self) {
         let _ = self.0.read();

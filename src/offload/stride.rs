@@ -23,6 +23,8 @@ pub struct Received {
     pub bytes: u32,
     /// Bytes per datagram (UDP_GRO); 0 means one datagram.
     pub stride: u16,
+    /// The outer IPv4 TOS or IPv6 traffic class byte; the same for all of them, since GRO joins no others.
+    pub tos: u8,
     /// Whether bytes were cut off.
     pub truncated: bool,
     /// When the kernel received the first of them.

@@ -135,6 +135,16 @@ impl Activity {
         }
     }
 
+    /// The silence of the peer was acted upon; it counts anew from the next data message.
+    pub fn silence_noted(&self) {
+        self.unanswered_since.store(0, Relaxed);
+    }
+
+    /// What we owe the peer from `since` on is an answer, or with `None` nothing.
+    pub fn set_owed(&self, since: Option<Time>) {
+        self.owed_since.store(since.map_or(0, stamp), Relaxed);
+    }
+
     /// UDP payload bytes received from the peer, authenticated.
     pub fn rx_bytes(&self) -> u64 {
         self.rx_bytes.load(Relaxed)

@@ -54,7 +54,7 @@ impl PrivateKey {
 
     /// The public key that belongs to it.
     pub fn public_key(&self) -> PublicKey {
-        super::crypto::public_key(self)
+        super::crypto::DhKey::new(self).public_key()
     }
 }
 

@@ -38,10 +38,22 @@
 //! | §6 timers | [`timers`], [`peer`] |
 
 pub mod activity;
+pub mod cookie;
 pub mod crypto;
+pub mod device;
+pub mod index;
 pub mod keys;
+pub mod noise;
+pub mod output;
+mod peer;
+mod peer_timers;
+pub mod rate_limit;
+mod receive;
 pub mod replay;
+pub mod rng;
 pub mod session;
+mod slots;
+pub mod tai64n;
 pub mod timers;
 
 use std::net::{IpAddr, SocketAddr};

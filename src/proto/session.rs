@@ -119,6 +119,11 @@ impl Session {
         now.since(self.created) >= REJECT_AFTER_TIME
     }
 
+    /// Whether packets may be sealed with it.
+    pub fn may_seal(&self, now: Time) -> bool {
+        !self.expired(now) && self.sent() < REJECT_AFTER_MESSAGES
+    }
+
     /// Takes the next `count` counters; the first is returned. They are used up whatever becomes of them.
     ///
     /// # Errors

@@ -105,6 +105,8 @@ counters! {
     receives "calls" "Receives, each a datagram or several joined by the kernel.";
     in_datagrams "packets" "Datagrams received, each one of a joined receive counted.";
     in_bytes "bytes" "UDP payload bytes of those datagrams.";
+    keepalives "packets" "Data messages that held no packet.";
+    handshakes "packets" "Handshake messages and cookie replies handed to the protocol thread.";
     tun_writes "calls" "Writes to the TUN, each a packet or a superpacket.";
     written_packets "packets" "Packets the TUN took, each segment of a superpacket counted.";
     written_bytes "bytes" "Inner bytes of those packets.";
@@ -156,7 +158,10 @@ impl Totals {
     pub fn in_flight(&self, direction: Direction) -> i64 {
         let (taken_in, passed_on) = match direction {
             Direction::Outbound => (self.out_packets, self.sent_datagrams),
-            Direction::Inbound => (self.in_datagrams, self.written_packets),
+            // Some datagrams hold nothing for the TUN.
+            Direction::Inbound => {
+                (self.in_datagrams, self.written_packets + self.keepalives + self.handshakes)
+            }
         };
         let dropped: u64 = self.drops(direction).map(|(_, packets)| packets).sum();
         taken_in.wrapping_sub(passed_on).wrapping_sub(dropped).cast_signed()

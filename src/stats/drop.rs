@@ -49,12 +49,32 @@ drop_reasons! {
     NoRoute Outbound "no_route";
     /// The peer has no address to send to yet.
     NoEndpoint Outbound "no_endpoint";
+    /// The peer had no session, and more than 128 packets waited for one: the oldest went.
+    StageFull Outbound "stage_full";
+    /// No session could be made with the peer, or it ended: the packets that waited for it went.
+    NoSession Outbound "no_session";
     /// The kernel refused the send; transient errors (no route, full queue) end here.
     SendError Outbound "send_error";
     /// The datagram came from an address that belongs to no peer.
     UnknownSource Inbound "unknown_source";
     /// The datagram was longer than our receive buffer and came cut off.
     Truncated Inbound "truncated";
+    /// The datagram is not a WireGuard message: wrong type, length or reserved bytes.
+    NotWireGuard Inbound "not_wireguard";
+    /// No session has the receiver index of the data message: it ended, or there never was one.
+    UnknownIndex Inbound "unknown_index";
+    /// The session of the data message is older than 180 seconds.
+    KeyExpired Inbound "key_expired";
+    /// The counter of the data message is beyond what a session may use.
+    CounterExhausted Inbound "counter_exhausted";
+    /// The tag of the data message does not fit: forged or damaged.
+    BadTag Inbound "bad_tag";
+    /// The data message was received before.
+    Replayed Inbound "replayed";
+    /// The data message is so late that the replay window does not reach back to it.
+    TooOld Inbound "too_old";
+    /// Handshake messages came faster than they could be looked at.
+    HandoffFull Inbound "handoff_full";
     /// The datagram does not hold an IP packet, or its lengths lie.
     InMalformed Inbound "in_malformed";
     /// The inner source address is not among the sending peer's allowed IPs.

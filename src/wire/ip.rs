@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{Malformed, read_u16};
+use super::{Malformed, read_u16, write_u16};
 
 /// Bytes of an IPv4 header without options.
 pub const V4_HEADER_BYTES: usize = 20;
@@ -32,6 +32,13 @@ pub const V4_CHECKSUM: usize = 10;
 pub const V4_DONT_FRAGMENT: u16 = 0x4000;
 /// Where IPv6 keeps the length of what follows its header.
 pub const V6_PAYLOAD_LENGTH: usize = 4;
+
+/// Bits of the ECN field.
+pub const ECN_MASK: u8 = 0b11;
+/// The sender understands ECN.
+pub const ECN_ECT_0: u8 = 0b10;
+/// Congestion was met on the way.
+pub const ECN_CE: u8 = 0b11;
 
 const V4_MORE_FRAGMENTS: u16 = 0x2000;
 const V4_OFFSET: u16 = 0x1fff;
@@ -87,6 +94,35 @@ impl IpView {
     pub fn has_options(&self) -> bool {
         let plain = if self.is_v4() { V4_HEADER_BYTES } else { V6_HEADER_BYTES };
         self.header_bytes as usize != plain
+    }
+}
+
+/// The ECN field of the packet's header. RFC 3168 §5: the low two bits of IPv4's TOS and of IPv6's traffic class.
+pub fn ecn(packet: &[u8]) -> u8 {
+    match packet {
+        [first, second, ..] if first >> 4 == 4 => second & ECN_MASK,
+        [_, second, ..] => (second >> 4) & ECN_MASK,
+        _ => 0,
+    }
+}
+
+/// Marks the packet as having met congestion, if its sender understands that. RFC 6040 §4.2: what the outer header says
+/// is not lost when it goes.
+pub fn mark_congestion(packet: &mut [u8]) {
+    let ecn = ecn(packet);
+    if ecn == 0 || ecn == ECN_CE {
+        return;
+    }
+    if packet[0] >> 4 == 4 {
+        let before = read_u16(packet, 0);
+        packet[1] |= ECN_CE;
+        // RFC 1624: the checksum follows the word that changed.
+        let checksum = !read_u16(packet, V4_CHECKSUM);
+        let sum = u32::from(checksum) + u32::from(!before) + u32::from(read_u16(packet, 0));
+        let folded = (sum & 0xffff) + (sum >> 16);
+        write_u16(packet, V4_CHECKSUM, !((folded & 0xffff) + (folded >> 16)) as u16);
+    } else {
+        packet[1] |= ECN_CE << 4;
     }
 }
 

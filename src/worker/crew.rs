@@ -1,18 +1,23 @@
 //! The worker threads and the stats thread: starting them, hearing of their end, stopping them.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
 use anyhow::{Context, anyhow, bail};
 use core_affinity::CoreId;
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::data::{DataWorker, End, Flags, Parts};
 use super::device::Device;
+use super::handoff::{self, Inbox};
+use super::protocol::{Notice, Protocol, Sources};
+use super::start;
 use crate::control::config::{CORES_TO_PIN, DeviceConfig, IoChoice, PinChoice};
 use crate::control::logging;
+use crate::control::uapi_socket::Command;
 use crate::io::clock;
 use crate::io::driver::Driver;
 use crate::io::features::io_uring_refusal;
@@ -22,9 +27,13 @@ use crate::io::syscall::Syscall;
 use crate::io::uring::{Refused, Uring};
 use crate::io::wake::Waker;
 use crate::offload::coalesce::Merge;
+use crate::proto::keys::PublicKey;
 use crate::stats::counters::WorkerCounters;
 use crate::stats::latency::{self, LatencyReporter};
 use crate::stats::thread::{self, Report, StatsHandle};
+
+/// Commands of the configuration socket that may wait for the protocol thread.
+const COMMANDS_WAITING: usize = 64;
 
 /// Which driver the workers use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,11 +56,20 @@ pub struct Crew {
     ends: Receiver<Ended>,
     /// Rings when a worker ended.
     bell: Waker,
+    /// The protocol thread, in encrypted mode.
+    protocol: Option<ProtocolHandle>,
     stats: StatsHandle,
     print_summary: bool,
 }
 
-/// Starts the stats thread and one worker per queue, and waits until every worker is set up.
+struct ProtocolHandle {
+    notices: Sender<Notice>,
+    commands: Sender<Command>,
+    thread: JoinHandle<()>,
+}
+
+/// Starts the stats thread, one worker per queue and in encrypted mode the protocol thread, and waits until every worker
+/// is set up.
 ///
 /// # Errors
 /// io_uring is refused and was demanded; a worker cannot set up its ring; no thread to be had.
@@ -59,42 +77,56 @@ pub fn start(device: Device, config: &DeviceConfig) -> anyhow::Result<Crew> {
     let kind = choose_driver(config.io)?;
     let count = device.queues.len();
     let counters: Vec<_> = (0..count).map(|_| Arc::new(WorkerCounters::default())).collect();
-    let (outbox, inbox) = latency::channel(count);
+    let (recorders, full_recorders) = latency::channel(count);
     let report = config.stats_interval.map(|every| Report { every, print: logging::print_lines });
-    let stats = thread::spawn(counters.clone(), inbox, report).context("no stats thread")?;
+    let stats = thread::spawn(counters.clone(), full_recorders, report).context("no stats thread")?;
     let flags = Arc::new(Flags::default());
-    let view = Arc::new(device.view);
+    let view = device.view;
+    let (outbox, inbox) = handoff::to_protocol();
     let merge = Merge { tcp: device.offloads.tso, udp: device.offloads.uso };
     let cores = cores_to_pin(config.pin, count);
     let bell = Waker::new().context("no doorbell for the main thread")?;
-    let (ends_in, ends) = bounded(count);
+    // One per worker and the protocol thread's.
+    let (ends_in, ends) = bounded(count + 1);
     let mut crew = Crew {
         flags: flags.clone(),
         wakers: Vec::new(),
         threads: Vec::new(),
         ends,
         bell,
+        protocol: None,
         stats,
         print_summary: config.foreground || config.stats_interval.is_some(),
     };
     let (started_in, started) = bounded(count);
+    let mut orders_in = Vec::with_capacity(count);
     let jobs = device.queues.into_iter().zip(counters).enumerate().map(|(index, (devices, counters))| {
+        let waker = Waker::new().context("no doorbell for a worker")?;
+        let (giver, orders) = handoff::to_worker(Some(waker.clone()));
+        orders_in.push(giver);
         let parts = Parts {
             view: view.clone(),
+            orders,
+            outbox: outbox.clone(),
             train_segments_max: device.train_segments_max,
             merge,
             counters,
-            latency: LatencyReporter::new(outbox.clone(), clock::now()),
+            latency: LatencyReporter::new(recorders.clone(), clock::now()),
             flags: flags.clone(),
         };
         let farewell = Farewell { ended: None, ends: ends_in.clone(), bell: crew.bell.clone() };
         let core = (!cores.is_empty()).then(|| cores[index % cores.len()]);
-        let waker = Waker::new().context("no doorbell for a worker")?;
         Ok(Job { kind, devices, waker, parts, core, started: started_in.clone(), farewell })
     });
     let jobs: Vec<anyhow::Result<Job>> = jobs.collect();
     drop(started_in);
-    match crew.hire(jobs).and_then(|()| wait_until_started(&started, count)) {
+    let hired = crew.hire(jobs).and_then(|()| wait_until_started(&started, count));
+    let outer = device.outer;
+    let all = hired.and_then(|()| match outer {
+        Some(outer) => crew.start_protocol(start::protocol(config, outer, orders_in)?, inbox, ends_in),
+        None => Ok(()),
+    });
+    match all {
         Ok(()) => Ok(crew),
         Err(error) => {
             crew.print_summary = false;
@@ -167,9 +199,39 @@ impl Crew {
         self.ends.try_recv().ok()
     }
 
-    /// Tells the workers whether the interface is up.
-    pub fn set_paused(&self, paused: bool) {
-        self.flags.paused.store(paused, Ordering::Relaxed);
+    fn start_protocol(
+        &mut self,
+        (protocol, addresses): (Protocol, Receiver<(PublicKey, SocketAddr)>),
+        inbox: Inbox,
+        ends: Sender<Ended>,
+    ) -> anyhow::Result<()> {
+        let (commands, commands_out) = bounded(COMMANDS_WAITING);
+        let (notices, notices_out) = unbounded();
+        let sources = Sources { inbox, commands: commands_out, notices: notices_out, addresses };
+        let farewell = Farewell { ended: None, ends, bell: self.bell.clone() };
+        let work = move || {
+            let mut farewell = farewell;
+            protocol.run(&sources);
+            farewell.ended = Some(Ok(End::Stopped));
+        };
+        let thread = std::thread::Builder::new().name("protocol".to_owned()).spawn(work);
+        let thread = thread.context("no thread for the protocol")?;
+        self.protocol = Some(ProtocolHandle { notices, commands, thread });
+        Ok(())
+    }
+
+    /// Where the configuration socket sends its commands; `None` in plaintext mode.
+    pub fn commands(&self) -> Option<Sender<Command>> {
+        self.protocol.as_ref().map(|protocol| protocol.commands.clone())
+    }
+
+    /// Tells all threads whether the interface is up, and its MTU.
+    pub fn link_changed(&self, up: bool, mtu: u16) {
+        self.flags.paused.store(!up, Ordering::Relaxed);
+        if let Some(protocol) = &self.protocol {
+            // Fails only when it has ended, and that is noticed elsewhere.
+            let _ = protocol.notices.send(Notice::Link { up, mtu });
+        }
     }
 
     /// Stops and joins all threads; the stats thread last, so that its numbers are final.
@@ -181,6 +243,10 @@ impl Crew {
         self.wakers.iter().for_each(Waker::wake);
         for thread in self.threads {
             // A panic was already reported by the worker's farewell.
+            let _ = thread.join();
+        }
+        if let Some(ProtocolHandle { notices, thread, .. }) = self.protocol {
+            let _ = notices.send(Notice::Stop);
             let _ = thread.join();
         }
         let summary = self.stats.stop();

@@ -5,21 +5,30 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crossbeam_channel::Receiver;
 use nix::errno::Errno;
 
-use crate::dataplane::outbound::{InPlace, Progress};
-use crate::dataplane::view::View;
-use crate::dataplane::{inbound, outbound};
-use crate::io::driver::{Completion, Driver, Endpoint, Send, Wait};
+use super::handoff::{Arrival, Order, Outbox};
+use super::refusals::{Refusals, source_is_stale, train_is_refused};
+use super::stage::{Stage, StagedRead};
+use crate::dataplane::Context;
+use crate::dataplane::allowed_ips::PeerIndex;
+use crate::dataplane::encap::{Encap, Heard};
+use crate::dataplane::inbound::{self, Findings};
+use crate::dataplane::outbound::{self, InPlace, Progress, Read, To};
+use crate::dataplane::view::{Change, View};
+use crate::io::driver::{Completion, Driver, Send, Wait};
 use crate::io::lease::Lease;
 use crate::offload::Part;
 use crate::offload::coalesce::{Coalescer, Gather, Merge};
 use crate::offload::stride::Received;
 use crate::offload::train::{TRAIN_BYTES_MAX, TRAIN_SEGMENTS_SAFE, Train, TrainLimits, Trains};
+use crate::proto::Endpoint;
+use crate::proto::activity::{Activity, News};
+use crate::proto::output::Update;
 use crate::stats::counters::WorkerCounters;
 use crate::stats::drop::DropReason;
 use crate::stats::latency::LatencyReporter;
@@ -28,8 +37,6 @@ use crate::time::{Span, Time};
 /// How long a stopping worker waits for what is under way. Sends and writes complete within one turn; this is for the
 /// case that they do not.
 const DRAIN_TIME: Span = Span::from_millis(200);
-/// How long a refused train is remembered. As long as the kernel remembers a path MTU (net.ipv4.route.mtu_expires).
-const REFUSED_TIME: Span = Span::from_secs(600);
 
 /// What the supervisor and its workers share.
 ///
@@ -45,8 +52,12 @@ pub struct Flags {
 
 /// What a worker is made of besides its driver.
 pub struct Parts {
-    /// The configuration's snapshot.
-    pub view: Arc<View>,
+    /// The configuration to start with.
+    pub view: View,
+    /// What changes it.
+    pub orders: Receiver<Order>,
+    /// The way to the protocol thread.
+    pub outbox: Outbox,
     /// Datagrams that one send may carry; 1 without UDP_SEGMENT.
     pub train_segments_max: u16,
     /// What may be joined.
@@ -71,10 +82,12 @@ pub enum End {
 /// A worker: one TUN queue, its sockets, its ring.
 pub struct DataWorker<D> {
     driver: D,
-    view: Arc<View>,
-    trains: Trains<Lease, u32>,
+    view: View,
+    orders: Receiver<Order>,
+    outbox: Outbox,
+    trains: Trains<Lease, To>,
     /// The trains of this turn, kept for its memory.
-    ready: Vec<Train<Lease, u32>>,
+    ready: Vec<Train<Lease, To>>,
     train_segments_max: u16,
     coalescer: Coalescer,
     counters: Arc<WorkerCounters>,
@@ -83,47 +96,21 @@ pub struct DataWorker<D> {
     completions: Vec<Completion>,
     /// TUN reads on their way; those that need a send buffer may have to wait for one.
     backlog: VecDeque<TunRead>,
-    /// Which trains the kernel refuses, whoever they are for.
-    refused: Option<Refused>,
-    /// What was learned of each peer's path.
-    paths: Vec<Path>,
+    /// Packets that wait for a session.
+    stage: Stage,
+    /// Peers whose staged packets may flow and have not all found a buffer yet.
+    flushable: VecDeque<PeerIndex>,
+    refusals: Refusals,
+    /// What the last receive brought, kept for its memory.
+    findings: Findings,
     /// Sends and writes whose completion is outstanding.
     in_flight: usize,
     tun_gone: bool,
 }
 
-/// What a worker learns of the way to a peer.
-#[derive(Clone, Copy, Debug, Default)]
-struct Path {
-    /// The address of ours that the peer last sent to: answers leave from there.
-    local: Option<IpAddr>,
-    /// Which trains the kernel refuses to send there.
-    refused: Option<Refused>,
-}
-
-/// Trains that are not worth trying for a while.
-#[derive(Clone, Copy, Debug)]
-struct Refused {
-    /// Of datagrams at least this long.
-    segment_bytes: u16,
-    /// Of more datagrams than this.
-    segments_max: u16,
-    until: Time,
-}
-
-impl Refused {
-    /// Datagrams of `segment_bytes` that one send may carry, as far as this refusal goes.
-    fn segments_max(&self, segment_bytes: u16, now: Time) -> u16 {
-        let applies = now < self.until && segment_bytes >= self.segment_bytes;
-        if applies { self.segments_max } else { u16::MAX }
-    }
-}
-
 struct TunRead {
     lease: Lease,
-    bytes: usize,
-    at: Time,
-    resume: Option<usize>,
+    read: Read,
 }
 
 impl<D: Driver> DataWorker<D> {
@@ -131,9 +118,9 @@ impl<D: Driver> DataWorker<D> {
     pub fn new(driver: D, parts: Parts) -> DataWorker<D> {
         DataWorker {
             driver,
-            refused: None,
-            paths: vec![Path::default(); parts.view.peers.len()],
             view: parts.view,
+            orders: parts.orders,
+            outbox: parts.outbox,
             ready: Vec::new(),
             trains: Trains::new(limits(parts.train_segments_max)),
             train_segments_max: parts.train_segments_max,
@@ -145,6 +132,10 @@ impl<D: Driver> DataWorker<D> {
             flags: parts.flags,
             completions: Vec::new(),
             backlog: VecDeque::new(),
+            stage: Stage::default(),
+            flushable: VecDeque::new(),
+            refusals: Refusals::default(),
+            findings: Findings::default(),
             in_flight: 0,
             tun_gone: false,
         }
@@ -178,7 +169,7 @@ impl<D: Driver> DataWorker<D> {
     /// A read that waits for a buffer needs the next turn, which brings buffers home; else sleep until something
     /// happens or latencies are due.
     fn wait(&self) -> Wait {
-        if !self.backlog.is_empty() {
+        if !self.backlog.is_empty() || !self.flushable.is_empty() {
             return Wait::Not;
         }
         self.latency.deadline().map_or(Wait::Forever, Wait::Until)
@@ -193,10 +184,11 @@ impl<D: Driver> DataWorker<D> {
         self.driver.turn(wait, &mut completions)?;
         self.count_turn(completions.len());
         let now = self.driver.now();
+        self.take_orders()?;
         for completion in completions.drain(..) {
             match completion {
                 Completion::TunRead { lease, bytes } => self.on_tun_read(lease, bytes as usize, now),
-                Completion::Received { lease, received } => self.on_received(lease, &received),
+                Completion::Received { lease, received } => self.on_received(lease, &received, now),
                 Completion::Sent { send, result } => self.on_sent(send, result, now),
                 Completion::Written { gather, result } => self.on_written(gather, result, now),
                 Completion::ReceiveFailed(_) => self.counters.receive_errors.add(1),
@@ -205,21 +197,46 @@ impl<D: Driver> DataWorker<D> {
             }
         }
         self.completions = completions;
-        self.fill_trains();
+        self.fill_trains(now);
         self.flush_writes();
         self.flush_trains(now);
         self.latency.tick(now);
         Ok(())
     }
 
+    /// Takes over what the protocol thread decided since the last turn.
+    fn take_orders(&mut self) -> io::Result<()> {
+        while let Ok(order) = self.orders.try_recv() {
+            match order {
+                Order::Rebind(sockets) => self.driver.rebind(sockets)?,
+                Order::Change(change) => self.take_change(change),
+            }
+        }
+        Ok(())
+    }
+
+    fn take_change(&mut self, change: Change) {
+        let Change::Peer(update) = &change else { return self.view.apply(change) };
+        match *update {
+            Update::Current { peer, session: Some(_) } => self.flushable.push_back(peer),
+            Update::PeerRemoved { peer } | Update::DropStaged { peer } => {
+                self.counters.count_drop(DropReason::NoSession, self.stage.discard(peer));
+                self.hold(peer, false);
+            }
+            Update::Endpoint { peer, .. } => self.refusals.forget(peer),
+            _ => {}
+        }
+        self.view.apply(change);
+    }
+
     /// Outbound, step 1: reads go their way in order at the end of the turn.
     pub fn on_tun_read(&mut self, lease: Lease, bytes: usize, now: Time) {
         self.counters.tun_reads.add(1);
-        self.backlog.push_back(TunRead { lease, bytes, at: now, resume: None });
+        self.backlog.push_back(TunRead { lease, read: Read { bytes, resume: None, at: now } });
     }
 
     /// Inbound, step 1.
-    pub fn on_received(&mut self, mut lease: Lease, received: &Received) {
+    pub fn on_received(&mut self, mut lease: Lease, received: &Received, now: Time) {
         self.counters.receives.add(1);
         if self.flags.paused.load(Ordering::Relaxed) {
             let count = received.datagrams().len() as u64;
@@ -228,38 +245,73 @@ impl<D: Driver> DataWorker<D> {
             self.counters.count_drop(DropReason::TunDown, count);
         } else {
             let slot = lease.slot();
-            let peer = inbound::datagrams(
-                &mut lease,
-                slot,
-                received,
-                &self.view,
-                &mut self.coalescer,
-                &self.counters,
-            );
-            if let Some(peer) = peer {
-                self.paths[peer as usize].local = received.to;
-            }
+            let context = Context { view: &self.view, now, counters: &self.counters };
+            let DataWorker { coalescer, findings, .. } = self;
+            inbound::datagrams(&mut lease, slot, received, &context, coalescer, findings);
+            self.hand_over(&lease, received);
+            self.take_note(received, now);
         }
         self.driver.lend(lease);
     }
 
-    /// Outbound, steps 2 to 7, for every read that a buffer can be found for.
-    fn fill_trains(&mut self) {
-        while let Some(mut read) = self.backlog.pop_front() {
+    /// Inbound: handshake messages go to the protocol thread.
+    fn hand_over(&mut self, buffer: &[u8], received: &Received) {
+        let from = Endpoint { remote: received.from, local: received.to };
+        for range in self.findings.handshakes.drain(..) {
+            let arrival = Arrival::handshake(&buffer[range], from);
+            if arrival.is_some_and(|arrival| self.outbox.arrival(arrival)) {
+                self.counters.handshakes.add(1);
+            } else {
+                self.counters.count_drop(DropReason::HandoffFull, 1);
+            }
+        }
+    }
+
+    /// Inbound: what authenticated messages tell of their peers.
+    fn take_note(&mut self, received: &Received, now: Time) {
+        let here = Endpoint { remote: received.from, local: received.to };
+        let plain = self.view.encap == Encap::Plain;
+        for heard in self.findings.heard.drain(..) {
+            let Some(peer) = self.view.peer_mut(heard.peer) else { continue };
+            if plain {
+                // The port may differ from worker to worker, only our own address is news.
+                peer.endpoint = peer.endpoint.map(|known| Endpoint { local: received.to, ..known });
+                continue;
+            }
+            if note(&heard, &peer.activity, now) {
+                self.outbox.news(heard.peer);
+            }
+            let roamed = Arrival::Roamed { local_index: heard.local_index, from: here };
+            if peer.endpoint != Some(here) && self.outbox.arrival(roamed) {
+                peer.endpoint = Some(here);
+            }
+        }
+    }
+
+    /// Outbound, steps 2 to 7, for staged packets whose session is there, then for every read that a buffer can be found
+    /// for.
+    fn fill_trains(&mut self, now: Time) {
+        if !self.flush_staged(now) {
+            return;
+        }
+        while let Some(TunRead { mut lease, mut read }) = self.backlog.pop_front() {
             if self.trains.spare() == 0
                 && let Some(buffer) = self.driver.send_buffer()
             {
                 self.trains.give(buffer);
             }
-            let DataWorker { view, trains, counters, .. } = self;
-            let TunRead { lease, bytes, at, resume } = &mut read;
-            match outbound::superpacket(lease, *bytes, *resume, *at, view, trains, counters) {
-                Progress::Done => self.driver.lend(read.lease),
-                Progress::Train(train) => self.adopt(read.lease, train, read.at),
+            match self.walk(&mut lease, read, now) {
+                Progress::Done => self.driver.lend(lease),
+                Progress::Train(train) => self.adopt(lease, train, read.at),
+                Progress::Stage(peer, packets) => {
+                    read.resume.get_or_insert(0);
+                    self.put_on_stage(peer, lease[..read.bytes].into(), read, packets, now);
+                    self.driver.lend(lease);
+                }
                 Progress::Blocked(segment) => {
                     let buffer = self.driver.send_buffer();
                     read.resume = Some(segment);
-                    self.backlog.push_front(read);
+                    self.backlog.push_front(TunRead { lease, read });
                     let Some(buffer) = buffer else { return };
                     self.trains.give(buffer);
                 }
@@ -267,9 +319,67 @@ impl<D: Driver> DataWorker<D> {
         }
     }
 
+    fn walk(&mut self, buffer: &mut [u8], read: Read, now: Time) -> Progress {
+        let context = Context { view: &self.view, now, counters: &self.counters };
+        outbound::superpacket(buffer, read, &context, &mut self.trains)
+    }
+
     fn adopt(&mut self, buffer: Lease, train: InPlace, started: Time) {
-        let InPlace { peer: to, start, bytes, segment_bytes, datagrams } = train;
+        let InPlace { to, start, bytes, segment_bytes, datagrams } = train;
         self.trains.adopt(Train { buffer, start, to, bytes, segment_bytes, datagrams, started });
+    }
+
+    fn put_on_stage(&mut self, peer: PeerIndex, bytes: Box<[u8]>, read: Read, packets: usize, now: Time) {
+        let staged = self.stage.push(peer, StagedRead { bytes, read, packets }, now);
+        self.counters.count_drop(DropReason::StageFull, staged.dropped);
+        if let Some(entry) = self.view.peer_mut(peer)
+            && staged.ask
+            && entry.activity.tell(News::SessionWanted)
+        {
+            self.outbox.news(peer);
+        }
+    }
+
+    /// Lets staged packets go whose session has come. False if buffers ran out: newer packets must wait then.
+    fn flush_staged(&mut self, now: Time) -> bool {
+        while let Some(peer) = self.flushable.pop_front() {
+            self.hold(peer, false);
+            while let Some(mut staged) = self.stage.pop(peer) {
+                let progress = self.walk(&mut staged.bytes, staged.read, now);
+                match progress {
+                    Progress::Done => {}
+                    Progress::Train(_) => unreachable!("a staged read has no room to be cut in place"),
+                    // The session has gone again; there will be another.
+                    Progress::Stage(owner, _) if owner == peer => {
+                        self.stage.put_back(peer, staged);
+                        break;
+                    }
+                    // Its destination belongs to another peer by now.
+                    Progress::Stage(owner, packets) => {
+                        self.put_on_stage(owner, staged.bytes, staged.read, packets, now);
+                    }
+                    Progress::Blocked(segment) => {
+                        staged.packets -= segment - staged.read.resume.unwrap_or(0);
+                        staged.read.resume = Some(segment);
+                        self.stage.put_back(peer, staged);
+                        let Some(buffer) = self.driver.send_buffer() else {
+                            self.hold(peer, true);
+                            self.flushable.push_front(peer);
+                            return false;
+                        };
+                        self.trains.give(buffer);
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    /// While older packets for `peer` wait, newer ones are staged behind them.
+    fn hold(&mut self, peer: PeerIndex, holding: bool) {
+        if let Some(peer) = self.view.peer_mut(peer) {
+            peer.holding = holding;
+        }
     }
 
     /// Outbound, step 8.
@@ -277,19 +387,33 @@ impl<D: Driver> DataWorker<D> {
         let mut trains = std::mem::take(&mut self.ready);
         trains.extend(self.trains.drain());
         for train in trains.drain(..) {
-            let Train { buffer, start, to: peer, bytes, segment_bytes, datagrams, started } = train;
+            let Train { buffer, start, to: To { peer, tos }, bytes, segment_bytes, datagrams, started } =
+                train;
             let part = Part { slot: buffer.slot(), start, len: bytes };
             self.driver.lend(buffer);
-            let Some(remote) = self.view.peers[peer as usize].endpoint else {
+            let Some(to) = self.note_sent(peer, bytes, now) else {
                 self.counters.count_drop(DropReason::NoEndpoint, datagrams.into());
                 continue;
             };
-            let to = Endpoint { remote, local: self.paths[peer as usize].local };
-            let send = Send { peer, to, part, segment_bytes, datagrams, started };
+            let send = Send { peer, to, tos, part, segment_bytes, datagrams, started };
             let segments_max = self.segments_max(peer, segment_bytes, now);
             self.in_flight += send_in_pieces(&mut self.driver, send, segments_max);
         }
         self.ready = trains;
+    }
+
+    /// Notes that `bytes` go to `peer`, and tells where that is.
+    fn note_sent(&mut self, peer: PeerIndex, bytes: u32, now: Time) -> Option<Endpoint> {
+        let entry = self.view.peer(peer)?;
+        let endpoint = entry.endpoint?;
+        if let Some(session) = &entry.current {
+            let mut tell = entry.activity.data_sent(bytes.into(), now);
+            tell |= session.rekey_due_on_send(now) && entry.activity.tell(News::RekeyDue);
+            if tell {
+                self.outbox.news(peer);
+            }
+        }
+        Some(endpoint)
     }
 
     /// Outbound, step 9.
@@ -314,44 +438,27 @@ impl<D: Driver> DataWorker<D> {
     /// Tries a refused send in another way, if there is one. Its datagrams then leave behind what was queued with it,
     /// once: what made the kernel refuse is remembered.
     fn send_again(&mut self, mut send: Send, error: Errno, now: Time) -> bool {
-        let path = &mut self.paths[send.peer as usize];
         if send.to.local.is_some() && source_is_stale(error) {
-            path.local = None;
             send.to.local = None;
+            if let Some(Some(endpoint)) = self.view.peer_mut(send.peer).map(|peer| &mut peer.endpoint) {
+                endpoint.local = None;
+            }
             let segments_max = self.segments_max(send.peer, send.segment_bytes, now);
             self.in_flight += send_in_pieces(&mut self.driver, send, segments_max);
             return true;
         }
         if send.datagrams > 1 && train_is_refused(error) {
             self.counters.train_retries.add(1);
-            let segments_max = self.learn_from_refusal(&send, error, now);
+            let segments_max = self.refusals.learn(&send, error, now).min(self.train_segments_max);
             self.in_flight += send_in_pieces(&mut self.driver, send, segments_max);
             return true;
         }
         false
     }
 
-    /// Remembers a refused train and says how many datagrams to try instead. Older kernels take 64 and some devices
-    /// cut none (EIO), whoever they are for; else they are too long for the path to this peer: EMSGSIZE, on older kernels
-    /// EINVAL. Single datagrams may be fragmented.
-    fn learn_from_refusal(&mut self, train: &Send, error: Errno, now: Time) -> u16 {
-        let until = now + REFUSED_TIME;
-        let too_many = error == Errno::EINVAL && train.datagrams > TRAIN_SEGMENTS_SAFE;
-        if too_many || error == Errno::EIO {
-            let segments_max = if too_many { TRAIN_SEGMENTS_SAFE } else { 1 };
-            self.refused = Some(Refused { segment_bytes: 0, segments_max, until });
-            return segments_max;
-        }
-        let refused = Refused { segment_bytes: train.segment_bytes, segments_max: 1, until };
-        self.paths[train.peer as usize].refused = Some(refused);
-        1
-    }
-
     /// Datagrams of `segment_bytes` that one send to `peer` may carry.
-    fn segments_max(&self, peer: u32, segment_bytes: u16, now: Time) -> u16 {
-        let refusals = [self.refused, self.paths[peer as usize].refused];
-        let refused = refusals.iter().flatten().map(|refused| refused.segments_max(segment_bytes, now)).min();
-        self.train_segments_max.min(refused.unwrap_or(u16::MAX))
+    fn segments_max(&self, peer: PeerIndex, segment_bytes: u16, now: Time) -> u16 {
+        self.train_segments_max.min(self.refusals.segments_max(peer, segment_bytes, now))
     }
 
     /// Inbound, step 8.
@@ -402,9 +509,10 @@ impl<D: Driver> DataWorker<D> {
                 }
             }
             self.completions = completions;
-            self.fill_trains();
+            self.fill_trains(now);
             self.flush_trains(now);
         }
+        self.counters.count_drop(DropReason::NoSession, self.stage.discard_all());
         self.latency.flush();
         Ok(())
     }
@@ -416,6 +524,14 @@ impl<D: Driver> DataWorker<D> {
         self.counters.rearms.add(effort.rearms);
         self.counters.completions.add(completions as u64);
     }
+}
+
+/// Notes what a receive said of its sender. True if the protocol thread must be told to look.
+fn note(heard: &Heard, activity: &Activity, now: Time) -> bool {
+    let mut tell = activity.received(heard.bytes, heard.data, now);
+    tell |= heard.confirmed && activity.tell(News::Confirmed);
+    tell |= heard.rekey_due && activity.tell(News::RekeyDue);
+    tell
 }
 
 /// Without UDP_SEGMENT trains are still how datagrams share a buffer; they are then sent one by one.
@@ -439,14 +555,4 @@ fn send_in_pieces<D: Driver>(driver: &mut D, train: Send, segments_max: u16) -> 
         driver.send(Send { part, datagrams: datagrams as u16, ..train });
     }
     count as usize
-}
-
-/// The source address that the peer once sent to has gone from this host.
-fn source_is_stale(error: Errno) -> bool {
-    matches!(error, Errno::EINVAL | Errno::EADDRNOTAVAIL | Errno::ENETUNREACH | Errno::EHOSTUNREACH)
-}
-
-/// The kernel or the device does not cut this train: udp(7) UDP_SEGMENT.
-fn train_is_refused(error: Errno) -> bool {
-    matches!(error, Errno::EINVAL | Errno::EIO | Errno::EMSGSIZE | Errno::EOPNOTSUPP)
 }

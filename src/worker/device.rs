@@ -2,16 +2,19 @@
 
 use std::net::SocketAddr;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::interface::Interface;
+use super::outer::Outer;
 use crate::control::config::{DeviceConfig, Offloads};
+use crate::control::endpoint::HostPort;
 use crate::control::peer::PeerConfig;
 use crate::dataplane::view::View;
+use crate::io::descriptor;
 use crate::io::message::Devices;
 use crate::io::tun::{self, OffloadSwitches, Tun, TunOffloads, TunRequest};
-use crate::io::udp::{self, UdpGroup, UdpRequest};
+use crate::io::udp::{self, BUSY_PATIENCE, Steering, UdpGroup, UdpRequest};
 
 /// Bytes of socket buffer per worker and direction: the default holds three trains.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
@@ -27,8 +30,10 @@ pub struct Device {
     pub offloads: TunOffloads,
     /// Datagrams per send at most; 1 without UDP_SEGMENT.
     pub train_segments_max: u16,
-    /// Routes and peers.
+    /// What workers start with: in plaintext mode all there is to know.
     pub view: View,
+    /// The sockets as a whole, for the protocol thread; `None` in plaintext mode.
+    pub outer: Option<Outer>,
 }
 
 /// Lets this process open as many descriptors and lock as much memory as it may.
@@ -51,13 +56,22 @@ pub(super) fn raise_limits() {
 /// # Errors
 /// With what, on which object, and what to do.
 pub fn open(config: &DeviceConfig) -> anyhow::Result<Device> {
-    // Names first: they may take long, and nothing must be left half open meanwhile.
-    let addresses = resolve(&config.peers)?;
-    let sockets = open_sockets(config)?;
-    let view = view(&config.peers, &addresses, &sockets)?;
+    // Names first: they may take long, and nothing must be left half open meanwhile. In encrypted mode they may be
+    // found later.
+    let addresses = if config.plaintext { resolve(&config.peers)? } else { Vec::new() };
+    let request = socket_request(config);
+    let sockets = udp::open(&request)?;
+    let view = if config.plaintext {
+        plain_view(&config.peers, &addresses, &sockets)?
+    } else {
+        View::for_wireguard(config.mtu)
+    };
+    let outer = (!config.plaintext).then(|| Outer::new(request, &sockets)).transpose()?;
     let tun = open_tun(config)?;
-    let interface = Interface::new(&tun, config, &view);
-    interface.configure(config.mtu, tun.created)?;
+    let literal = config.peers.iter().filter_map(literal_endpoint);
+    let endpoints: Vec<_> = view.endpoints().chain(literal).collect();
+    let interface = Interface::new(&tun, config, &endpoints)?;
+    interface.configure()?;
     report(&tun, &sockets, config.offloads);
     let queues =
         tun.queues.into_iter().zip(sockets.workers).map(|(tun, sockets)| Devices { tun, sockets }).collect();
@@ -67,7 +81,14 @@ pub fn open(config: &DeviceConfig) -> anyhow::Result<Device> {
         offloads: tun.offloads,
         train_segments_max: sockets.train_segments_max,
         view,
+        outer,
     })
+}
+
+/// A peer's address, if it is given as one and not by name.
+pub(super) fn literal_endpoint(peer: &PeerConfig) -> Option<SocketAddr> {
+    let HostPort { host, port } = peer.endpoint.as_ref()?;
+    Some(SocketAddr::new(host.parse().ok()?, *port))
 }
 
 /// The addresses of each peer, best first; none for a peer without an endpoint.
@@ -78,12 +99,16 @@ fn resolve(peers: &[PeerConfig]) -> anyhow::Result<Vec<Vec<SocketAddr>>> {
         .collect()
 }
 
-fn view(peers: &[PeerConfig], addresses: &[Vec<SocketAddr>], sockets: &UdpGroup) -> anyhow::Result<View> {
+fn plain_view(
+    peers: &[PeerConfig],
+    addresses: &[Vec<SocketAddr>],
+    sockets: &UdpGroup,
+) -> anyhow::Result<View> {
     let mut view = View::default();
     for (peer, addresses) in peers.iter().zip(addresses) {
         let index = view.add_peer(endpoint(addresses, sockets)?);
         for prefix in &peer.allowed_ips {
-            view.routes.insert(*prefix, index);
+            view.add_route(*prefix, index);
         }
     }
     Ok(view)
@@ -105,20 +130,26 @@ fn endpoint(addresses: &[SocketAddr], sockets: &UdpGroup) -> anyhow::Result<Opti
     }
 }
 
-fn open_sockets(config: &DeviceConfig) -> anyhow::Result<UdpGroup> {
-    let request = UdpRequest {
+fn socket_request(config: &DeviceConfig) -> UdpRequest {
+    UdpRequest {
         address: config.listen.address,
         port: config.listen.port,
         workers: config.queues,
         gro: config.offloads.udp_gro,
         gso: config.offloads.udp_gso,
         buffer_bytes: SOCKET_BUFFER_BYTES,
-    };
-    Ok(udp::open(&request)?)
+        steering: if config.plaintext { Steering::SourcePort } else { Steering::ReceiverIndex },
+        fwmark: config.fwmark,
+        patience: BUSY_PATIENCE,
+    }
 }
 
 fn open_tun(config: &DeviceConfig) -> anyhow::Result<Tun> {
     let offloads = OffloadSwitches { tso: config.offloads.tso, uso: config.offloads.uso };
+    if let Some(descriptor) = config.tun_fd {
+        let descriptor = descriptor::take(descriptor).context("the TUN's descriptor that was handed in")?;
+        return Ok(tun::from_fd(descriptor, offloads)?);
+    }
     Ok(tun::open(&TunRequest { name: config.tun.clone(), queues: config.queues, offloads })?)
 }
 

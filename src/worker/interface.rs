@@ -1,15 +1,17 @@
 //! The TUN interface as others see it: MTU, addresses, routes.
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use anyhow::Context;
 use ipnet::IpNet;
 
 use crate::control::config::DeviceConfig;
 use crate::control::netlink::{Netlink, NetlinkError};
-use crate::dataplane::view::View;
 use crate::io::tun::Tun;
 use crate::offload::train::TRAIN_BYTES_MAX;
+use crate::wire::message::DATA_OVERHEAD_BYTES;
 
 /// Superpackets that may wait in a TUN queue.
 const TXQUEUELEN: u32 = 1000;
@@ -21,17 +23,27 @@ const GSO_SIZE_MAX: u32 = 65_536;
 pub struct Interface {
     /// Its name.
     pub name: String,
-    /// Its index.
+    /// Its index where it was opened.
     pub index: u32,
+    /// A queue of it, to ask where it is.
+    pub queue: Arc<OwnedFd>,
+    created: bool,
+    mtu: u16,
+    /// Whether to set it up; otherwise somebody else does, and gives it addresses and routes.
+    set_up: bool,
     addresses: Vec<IpNet>,
     routes: Vec<IpNet>,
 }
 
 impl Interface {
     /// What `config` wants of `tun`. Says which allowed IPs cannot be routed.
-    pub fn new(tun: &Tun, config: &DeviceConfig, view: &View) -> Interface {
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn new(tun: &Tun, config: &DeviceConfig, endpoints: &[SocketAddr]) -> std::io::Result<Interface> {
+        let queue = tun.queues[0].try_clone()?;
         for address in &config.addresses {
-            if let Some(endpoint) = endpoint_within(*address, view) {
+            if let Some(endpoint) = endpoint_within(*address, endpoints) {
                 tracing::warn!(
                     "{address} on {} contains the peer endpoint {endpoint}: without a more specific route to it the \
                      tunnel's datagrams come back into the tunnel",
@@ -42,28 +54,45 @@ impl Interface {
         // The kernel routes the interface's own networks by itself.
         let connected = |prefix: &IpNet| config.addresses.iter().any(|address| address.trunc() == *prefix);
         let wanted = config.route_prefixes().filter(|prefix| config.routes && !connected(prefix));
-        let routes = wanted.filter(|prefix| may_be_routed(*prefix, view, &tun.name)).collect();
-        Interface { name: tun.name.clone(), index: tun.index, addresses: config.addresses.clone(), routes }
+        let routes = wanted.filter(|prefix| may_be_routed(*prefix, endpoints, &tun.name)).collect();
+        Ok(Interface {
+            name: tun.name.clone(),
+            index: tun.index,
+            queue: Arc::new(queue),
+            created: tun.created,
+            mtu: config.mtu,
+            set_up: config.set_up,
+            addresses: config.addresses.clone(),
+            routes,
+        })
     }
 
-    /// Sets everything and the interface up. One that was there before keeps what is not asked for.
+    /// Sets everything and the interface up, if it is to be up. One that was there before keeps what is not asked for.
     ///
     /// # Errors
     /// The kernel's, with what was to be set.
-    pub fn configure(&self, mtu: u16, created: bool) -> anyhow::Result<()> {
-        let Interface { name, index, .. } = self;
+    pub fn configure(&self) -> anyhow::Result<()> {
+        let Interface { name, index, mtu, created, .. } = self;
         let mut netlink = Netlink::connect()?;
         netlink
-            .set_mtu(*index, mtu.into())
+            .set_mtu(*index, (*mtu).into())
             .with_context(|| format!("cannot set the MTU of {name} to {mtu}"))?;
-        if created {
+        if *created {
             netlink.set_txqueuelen(*index, TXQUEUELEN)?;
         }
-        limit_superpackets(&mut netlink, *index, mtu, created);
+        limit_superpackets(&mut netlink, *index, *mtu, *created);
+        if !self.set_up {
+            return Ok(());
+        }
         self.add_addresses(&mut netlink)?;
         // Routes need the interface up.
         netlink.set_up(*index).with_context(|| format!("cannot set {name} up"))?;
         self.add_routes(&mut netlink)
+    }
+
+    /// Fits the superpackets to another MTU. `netlink` speaks to the namespace that the interface is in.
+    pub fn mtu_changed(&self, netlink: &mut Netlink, mtu: u16) {
+        limit_superpackets(netlink, self.index, mtu, self.created);
     }
 
     /// Adds what the kernel took away when the interface was set down: its routes and IPv6 addresses.
@@ -102,8 +131,8 @@ impl Interface {
 }
 
 /// A route that catches a peer's own endpoint would lead the tunnel's datagrams back into it.
-fn may_be_routed(prefix: IpNet, view: &View, name: &str) -> bool {
-    let Some(endpoint) = endpoint_within(prefix, view) else { return true };
+fn may_be_routed(prefix: IpNet, endpoints: &[SocketAddr], name: &str) -> bool {
+    let Some(endpoint) = endpoint_within(prefix, endpoints) else { return true };
     tracing::warn!(
         "{prefix} is not routed to {name}: it contains the peer endpoint {endpoint}, whose datagrams would come back \
          into the tunnel; if a more specific route leads to {0}, add this one with `ip route add {prefix} dev {name}`",
@@ -113,18 +142,22 @@ fn may_be_routed(prefix: IpNet, view: &View, name: &str) -> bool {
 }
 
 /// The first endpoint that a route for `prefix` could catch.
-fn endpoint_within(prefix: IpNet, view: &View) -> Option<SocketAddr> {
-    view.peers.iter().filter_map(|peer| peer.endpoint).find(|endpoint| prefix.contains(&endpoint.ip()))
+fn endpoint_within(prefix: IpNet, endpoints: &[SocketAddr]) -> Option<SocketAddr> {
+    endpoints.iter().copied().find(|endpoint| prefix.contains(&endpoint.ip()))
 }
 
 /// Lets the kernel build superpackets that fit one train. On a gateway it must not: a forwarded superpacket over the
 /// limit would be segmented in software, which costs more than a second train. Their size is limited in any case.
 fn limit_superpackets(netlink: &mut Netlink, index: u32, mtu: u16, created: bool) {
-    let segments =
-        if forwards() || !created { u16::MAX.into() } else { (TRAIN_BYTES_MAX / u32::from(mtu)).max(1) };
+    let segments = if forwards() || !created { u16::MAX.into() } else { segments_per_train(mtu) };
     if let Err(error) = netlink.set_gso_limits(index, segments, GSO_SIZE_MAX) {
         tracing::debug!("superpackets keep the kernel's limits: {error}");
     }
+}
+
+/// Datagrams of the longest packets that one train carries, sealed or plain.
+fn segments_per_train(mtu: u16) -> u32 {
+    (TRAIN_BYTES_MAX / (u32::from(mtu) + DATA_OVERHEAD_BYTES as u32)).max(1)
 }
 
 fn forwards() -> bool {
@@ -139,12 +172,9 @@ mod tests {
 
     #[test]
     fn a_prefix_around_any_peers_endpoint_is_recognized() {
-        let mut view = View::default();
-        view.add_peer(None);
         let v4 = "192.0.2.7:51820".parse().unwrap();
         let v6 = "[2001:db8::7]:51820".parse().unwrap();
-        view.add_peer(Some(v4));
-        view.add_peer(Some(v6));
+        let endpoints = [v4, v6];
         for (prefix, expected) in [
             ("192.0.2.7/32", Some(v4)),
             ("128.0.0.0/1", Some(v4)),
@@ -153,7 +183,7 @@ mod tests {
             ("10.0.0.0/8", None),
             ("fd00::/8", None),
         ] {
-            assert_eq!(endpoint_within(prefix.parse().unwrap(), &view), expected, "{prefix}");
+            assert_eq!(endpoint_within(prefix.parse().unwrap(), &endpoints), expected, "{prefix}");
         }
     }
 }

@@ -13,12 +13,23 @@
 pub mod crew;
 pub mod data;
 pub mod device;
+pub mod handoff;
 pub mod interface;
+pub mod outer;
+pub mod protocol;
+pub mod refusals;
+pub mod stage;
+mod start;
 pub mod supervisor;
+pub mod tunnel;
 
 use anyhow::Context;
 
+use self::crew::Crew;
 use crate::control::config::DeviceConfig;
+use crate::control::uapi_socket::{self, Listener, Server, UapiSocketError};
+use crate::io::descriptor;
+use crate::io::wake::Waker;
 
 /// Runs a tunnel until a signal or the end of its interface; calls `ready` once packets can flow.
 ///
@@ -27,12 +38,44 @@ use crate::control::config::DeviceConfig;
 pub fn run(config: DeviceConfig, ready: impl FnOnce()) -> anyhow::Result<()> {
     device::raise_limits();
     let device = device::open(&config)?;
+    let listener = configuration_socket(&config, &device.interface.name)?;
     // Until here a signal ends us, also while a name is resolved. Before any thread exists, so that all inherit the mask.
     let signals = supervisor::block_signals().context("cannot take signals")?;
+    let unwanted = Waker::new().context("no doorbell for the configuration socket")?;
     let interface = device.interface.clone();
     let crew = crew::start(device, &config)?;
-    ready();
-    let ended = supervisor::watch(&interface, &signals, &crew);
+    let server = serve(listener, &crew, &unwanted);
+    let ended = server.as_ref().err().is_none().then(|| {
+        ready();
+        supervisor::watch(&interface, &signals, &unwanted, &crew)
+    });
+    let served = server.map(|server| server.into_iter().for_each(Server::stop));
     let joined = crew.stop();
-    ended.and(joined)
+    served?;
+    ended.unwrap_or(Ok(())).and(joined)
+}
+
+/// The socket that `wg` talks to. A tunnel that has all its settings can do without.
+fn configuration_socket(config: &DeviceConfig, name: &str) -> anyhow::Result<Option<Listener>> {
+    if config.plaintext || !config.uapi {
+        return Ok(None);
+    }
+    if let Some(number) = config.uapi_fd {
+        let socket = descriptor::take(number).context("the configuration socket that was handed in")?;
+        return Ok(Some(uapi_socket::from_fd(socket)?));
+    }
+    match uapi_socket::bind(name) {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error @ UapiSocketError::Permission(_)) if config.set_up => {
+            tracing::warn!("{error}; `wg` cannot show or change this tunnel");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn serve(listener: Option<Listener>, crew: &Crew, unwanted: &Waker) -> anyhow::Result<Option<Server>> {
+    let (Some(listener), Some(commands)) = (listener, crew.commands()) else { return Ok(None) };
+    let unwanted = unwanted.clone();
+    Ok(Some(uapi_socket::serve(listener, commands, move || unwanted.wake())?))
 }

@@ -1,6 +1,6 @@
 //! The main thread while the tunnel runs: waits for signals, link changes and workers that ended.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, bail};
 use nix::errno::Errno;
@@ -11,7 +11,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use super::crew::Crew;
 use super::data::End;
 use super::interface::Interface;
-use crate::control::netlink::{LinkEvent, LinkWatch, Netlink};
+use crate::control::netlink::{LinkEvent, LinkWatch, Netlink, NetlinkError};
+use crate::io::tun::{self, Whereabouts};
+use crate::io::wake::Waker;
 
 /// Turns the signals we act on into a descriptor, for this thread and those it starts.
 ///
@@ -23,13 +25,12 @@ pub fn block_signals() -> nix::Result<SignalFd> {
     SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
 }
 
-/// Returns when the tunnel should end: told by a signal, or its interface is gone.
+/// Returns when the tunnel should end: told by a signal, its interface is gone, or `unwanted` rang.
 ///
 /// # Errors
 /// A worker failed.
-pub fn watch(interface: &Interface, signals: &SignalFd, crew: &Crew) -> anyhow::Result<()> {
-    let mut links = LinkWatch::open()?;
-    let mut link = Link { interface, up: true };
+pub fn watch(interface: &Interface, signals: &SignalFd, unwanted: &Waker, crew: &Crew) -> anyhow::Result<()> {
+    let mut link = Link::open(interface)?;
     // What happened before the watch was open.
     let mut news = link.query()?;
     loop {
@@ -38,7 +39,7 @@ pub fn watch(interface: &Interface, signals: &SignalFd, crew: &Crew) -> anyhow::
                 return Ok(());
             }
         }
-        wait(signals, &links, crew)?;
+        wait(&[signals.as_fd(), link.watch.fd(), crew.bell().as_fd(), unwanted.as_fd()])?;
         if let Some(signal) = stop_signal(signals) {
             tracing::info!("{signal}: finishing");
             return Ok(());
@@ -46,21 +47,16 @@ pub fn watch(interface: &Interface, signals: &SignalFd, crew: &Crew) -> anyhow::
         if let Some(ended) = crew.ended() {
             return worker_ended(&interface.name, ended);
         }
-        news = links.events(interface.index)?;
-        if news.contains(&LinkEvent::Overrun) {
-            // It may have been down and up again unseen.
-            link.up = false;
-            news = link.query()?;
+        if unwanted.rang() {
+            tracing::info!("the configuration socket was removed: finishing");
+            return Ok(());
         }
+        news = link.news()?;
     }
 }
 
-fn wait(signals: &SignalFd, links: &LinkWatch, crew: &Crew) -> anyhow::Result<()> {
-    let mut fds = [
-        PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-        PollFd::new(links.fd(), PollFlags::POLLIN),
-        PollFd::new(crew.bell().as_fd(), PollFlags::POLLIN),
-    ];
+fn wait(sources: &[BorrowedFd<'_>]) -> anyhow::Result<()> {
+    let mut fds: Vec<_> = sources.iter().map(|source| PollFd::new(*source, PollFlags::POLLIN)).collect();
     match poll(&mut fds, PollTimeout::NONE) {
         Ok(_) | Err(Errno::EINTR) => Ok(()),
         Err(error) => Err(error).context("cannot wait for signals"),
@@ -90,16 +86,34 @@ fn worker_ended(name: &str, ended: super::crew::Ended) -> anyhow::Result<()> {
     }
 }
 
-/// Our interface as netlink last described it.
+/// Our interface as netlink last described it, wherever it is.
 struct Link<'a> {
     interface: &'a Interface,
-    up: bool,
+    watch: LinkWatch,
+    /// The network namespace it was moved to.
+    moved_to: Option<OwnedFd>,
+    /// Its index there.
+    index: u32,
+    /// Up or not, and the MTU; `None` before the first news.
+    state: Option<(bool, u16)>,
 }
 
-impl Link<'_> {
+impl<'a> Link<'a> {
+    fn open(interface: &'a Interface) -> anyhow::Result<Link<'a>> {
+        let watch = LinkWatch::open()?;
+        Ok(Link { interface, watch, moved_to: None, index: interface.index, state: None })
+    }
+
+    fn netlink(&self) -> Result<Netlink, NetlinkError> {
+        match &self.moved_to {
+            Some(netns) => Netlink::connect_in(netns.as_fd()),
+            None => Netlink::connect(),
+        }
+    }
+
     /// Asks for the interface's state now.
     fn query(&self) -> anyhow::Result<Vec<LinkEvent>> {
-        let link = Netlink::connect()?.link_by_index(self.interface.index)?;
+        let link = self.netlink()?.link_by_index(self.index)?;
         Ok(vec![match link {
             Some(link) if link.up => LinkEvent::Up { mtu: link.mtu },
             Some(link) => LinkEvent::Down { mtu: link.mtu },
@@ -107,11 +121,49 @@ impl Link<'_> {
         }])
     }
 
+    /// What happened since the last time.
+    fn news(&mut self) -> anyhow::Result<Vec<LinkEvent>> {
+        let news = self.watch.events(self.index)?;
+        if news.contains(&LinkEvent::Deleted) && self.follow()? {
+            return self.query();
+        }
+        if news.contains(&LinkEvent::Overrun) {
+            // It may have been down and up again unseen.
+            self.state = self.state.map(|(_, mtu)| (false, mtu));
+            return self.query();
+        }
+        Ok(news)
+    }
+
+    /// A watch says "deleted" also of an interface that was moved to another network namespace: then it is watched there.
+    /// False if it is really gone.
+    fn follow(&mut self) -> anyhow::Result<bool> {
+        let name = match tun::whereabouts(&self.interface.queue) {
+            Ok(Whereabouts::Gone) => return Ok(false),
+            Ok(Whereabouts::Here { name }) => {
+                self.moved_to = None;
+                self.watch = LinkWatch::open()?;
+                name
+            }
+            Ok(Whereabouts::Elsewhere { name, netns }) => {
+                self.watch = LinkWatch::open_in(netns.as_fd())?;
+                self.moved_to = Some(netns);
+                name
+            }
+            // An old kernel cannot tell; believe the watch.
+            Err(_) => return Ok(false),
+        };
+        let Some(link) = self.netlink()?.link(&name)? else { return Ok(false) };
+        tracing::info!("{} was moved to another network namespace; its sockets stay", self.interface.name);
+        self.index = link.index;
+        Ok(true)
+    }
+
     /// Acts on news of the interface; says whether it was the last.
     fn take_in(&mut self, event: LinkEvent, crew: &Crew) -> bool {
         match event {
-            LinkEvent::Up { .. } => self.set_up(true, crew),
-            LinkEvent::Down { .. } => self.set_up(false, crew),
+            LinkEvent::Up { mtu } => self.set_state(true, mtu, crew),
+            LinkEvent::Down { mtu } => self.set_state(false, mtu, crew),
             // Asked for before events are taken in.
             LinkEvent::Overrun => {}
             LinkEvent::Deleted => {
@@ -122,20 +174,36 @@ impl Link<'_> {
         false
     }
 
-    fn set_up(&mut self, up: bool, crew: &Crew) {
-        if self.up == up {
+    fn set_state(&mut self, up: bool, mtu: u32, crew: &Crew) {
+        let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
+        let Some(before) = self.state.replace((up, mtu)) else {
+            return crew.link_changed(up, mtu);
+        };
+        if before == (up, mtu) {
             return;
         }
-        self.up = up;
         let name = &self.interface.name;
-        if up {
+        if mtu != before.1 {
+            tracing::debug!("{name} has an MTU of {mtu} bytes now");
+            self.netlink().into_iter().for_each(|mut netlink| self.interface.mtu_changed(&mut netlink, mtu));
+        }
+        if up && !before.0 {
             tracing::info!("{name} is up: resuming");
-            if let Err(error) = self.interface.restore() {
-                tracing::warn!("{name} came up without all its addresses and routes: {error:#}");
-            }
-        } else {
+            self.restore();
+        } else if !up && before.0 {
             tracing::info!("{name} is down: pausing");
         }
-        crew.set_paused(!up);
+        crew.link_changed(up, mtu);
+    }
+
+    /// Gives the interface back what the kernel took when it was set down. In another namespace it is somebody else's.
+    fn restore(&self) {
+        if self.moved_to.is_some() {
+            return;
+        }
+        if let Err(error) = self.interface.restore() {
+            let name = &self.interface.name;
+            tracing::warn!("{name} came up without all its addresses and routes: {error:#}");
+        }
     }
 }

@@ -67,7 +67,7 @@ pub fn join(
         }
         // The kernel reports a stride only for joined datagrams; 0 and its own length mean the same for a lone one.
         let to = random.chance(50).then_some(to.ip());
-        joined.push((Incoming { from, to, stride: bytes as u16, bytes: datagram }, 1));
+        joined.push((Incoming { from, to, stride: bytes as u16, bytes: datagram, tos: 0 }, 1));
         open = true;
     }
     joined

@@ -252,10 +252,11 @@ pub fn network_junk(host: usize, outer_v6: bool, random: &mut Random) -> Junk<In
     let from = SocketAddr::new(sender, 51_820);
     if random.chance(10) {
         // An empty datagram is one, too.
-        let what = Incoming { from: SocketAddr::new(peer, 1), to: None, bytes: Vec::new(), stride: 0 };
+        let what =
+            Incoming { from: SocketAddr::new(peer, 1), to: None, bytes: Vec::new(), stride: 0, tos: 0 };
         return Junk { what, reason: DropReason::InMalformed, packets: 1 };
     }
     let stride = if count > 1 { datagram.len() as u16 } else { 0 };
-    let what = Incoming { from, to: None, bytes: datagram.repeat(count), stride };
+    let what = Incoming { from, to: None, bytes: datagram.repeat(count), stride, tos: 0 };
     Junk { what, reason, packets: count as u64 }
 }

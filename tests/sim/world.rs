@@ -15,6 +15,7 @@ use uringvpn::stats::drop::{DROP_REASONS, Direction, DropReason};
 use uringvpn::stats::latency::{self, Full, LatencyReporter};
 use uringvpn::time::Time;
 use uringvpn::worker::data::{DataWorker, End, Flags, Parts};
+use uringvpn::worker::handoff;
 
 use crate::check::{Book, Broken, Checked, Law, require};
 use crate::network::{self, Troubles};
@@ -587,13 +588,16 @@ impl World {
 impl Host {
     fn new(host: usize, plan: &Plan, random: &mut Random) -> Host {
         let workers = plan.workers[host];
-        let view = Arc::new(view(host, plan.outer_v6));
+        let view = view(host, plan.outer_v6);
+        let (to_protocol, _) = handoff::to_protocol();
         let flags = Arc::new(Flags::default());
         let (outbox, latency) = latency::channel(workers);
         let counters: Vec<_> = (0..workers).map(|_| Arc::new(WorkerCounters::default())).collect();
         let worker = |counters: &Arc<WorkerCounters>| {
             let parts = Parts {
                 view: view.clone(),
+                orders: handoff::to_worker(None).1,
+                outbox: to_protocol.clone(),
                 train_segments_max: plan.train_segments_max,
                 merge: plan.merge,
                 counters: counters.clone(),
@@ -623,7 +627,7 @@ fn view(host: usize, outer_v6: bool) -> View {
         let peer = view.add_peer(endpoint);
         for (v6, length) in [(false, 24), (true, 48)] {
             let prefix = IpNet::new(inner(v6, 1 - host, network, 0), length).expect("in range");
-            view.routes.insert(prefix, peer);
+            view.add_route(prefix, peer);
         }
     };
     for peer in 0..PEERS {

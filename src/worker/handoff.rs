@@ -1,0 +1,130 @@
+//! What passes between the workers and the protocol thread; never a data packet.
+//!
+//! ```text
+//! worker ── arrivals: handshake messages, roaming ──▶ protocol thread     bounded; what finds no room is dropped and counted
+//! worker ── news: "look at this peer" ─────────────▶ protocol thread     at most one per peer on its way
+//! protocol thread ── orders ───────────────────────▶ each worker         the same for all, in the same order
+//! ```
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+
+use crate::dataplane::allowed_ips::PeerIndex;
+use crate::dataplane::view::Change;
+use crate::io::udp::WorkerSockets;
+use crate::io::wake::Waker;
+use crate::proto::Endpoint;
+use crate::wire::message::HANDSHAKE_BYTES_MAX;
+
+/// Arrivals that may wait. drivers/net/wireguard/messages.h MAX_QUEUED_INCOMING_HANDSHAKES.
+pub const ARRIVALS_MAX: usize = 4096;
+
+/// Something came from the network that the protocol thread must see.
+#[derive(Clone, Copy, Debug)]
+pub enum Arrival {
+    /// A handshake message or a cookie reply.
+    Handshake {
+        /// The message in the first [`Arrival::Handshake::len`] bytes.
+        bytes: [u8; HANDSHAKE_BYTES_MAX],
+        /// How long it is.
+        len: usize,
+        /// Where it came from.
+        from: Endpoint,
+    },
+    /// An authenticated data message came from another address than the peer's.
+    Roamed {
+        /// The session's receiver index.
+        local_index: u32,
+        /// Where it came from.
+        from: Endpoint,
+    },
+}
+
+impl Arrival {
+    /// A handshake message; `None` if it is too long for one.
+    pub fn handshake(message: &[u8], from: Endpoint) -> Option<Arrival> {
+        let mut bytes = [0; HANDSHAKE_BYTES_MAX];
+        bytes.get_mut(..message.len())?.copy_from_slice(message);
+        Some(Arrival::Handshake { bytes, len: message.len(), from })
+    }
+}
+
+/// A worker's end towards the protocol thread.
+#[derive(Clone, Debug)]
+pub struct Outbox {
+    arrivals: Sender<Arrival>,
+    news: Sender<PeerIndex>,
+}
+
+impl Outbox {
+    /// Hands over; false if there is no room.
+    #[must_use]
+    pub fn arrival(&self, arrival: Arrival) -> bool {
+        self.arrivals.try_send(arrival).is_ok()
+    }
+
+    /// Asks to look at `peer`: [`Activity::tell`](crate::proto::activity::Activity::tell) said that it must be told.
+    pub fn news(&self, peer: PeerIndex) {
+        // Without room limit, and yet bounded: one note per peer. Fails only when the protocol thread has ended.
+        let _ = self.news.send(peer);
+    }
+}
+
+/// The protocol thread's end towards the workers.
+#[derive(Debug)]
+pub struct Inbox {
+    /// See [`Arrival`].
+    pub arrivals: Receiver<Arrival>,
+    /// Peers to look at.
+    pub news: Receiver<PeerIndex>,
+}
+
+/// Both ends of the way from the workers to the protocol thread.
+pub fn to_protocol() -> (Outbox, Inbox) {
+    let (arrivals_in, arrivals) = bounded(ARRIVALS_MAX);
+    let (news_in, news) = unbounded();
+    (Outbox { arrivals: arrivals_in, news: news_in }, Inbox { arrivals, news })
+}
+
+/// What a worker is to do between two turns.
+#[derive(Debug)]
+pub enum Order {
+    /// Take over a step of the configuration.
+    Change(Change),
+    /// Send and receive on these sockets from now on.
+    Rebind(WorkerSockets),
+}
+
+/// The protocol thread's way to one worker.
+#[derive(Debug)]
+pub struct Orders {
+    orders: Sender<Order>,
+    waker: Option<Waker>,
+    /// Whether the worker was given something since it was last woken.
+    pending: bool,
+}
+
+impl Orders {
+    /// Queues an order; the worker hears of it at the next [`Orders::wake`].
+    pub fn give(&mut self, order: Order) {
+        // Fails only when the worker has ended.
+        let _ = self.orders.send(order);
+        self.pending = true;
+    }
+
+    /// Wakes the worker if it was given something.
+    pub fn wake(&mut self) {
+        if std::mem::take(&mut self.pending)
+            && let Some(waker) = &self.waker
+        {
+            waker.wake();
+        }
+    }
+}
+
+/// Both ends of the way from the protocol thread to one worker, which `waker` wakes.
+///
+/// Without room limit: the protocol thread must never wait for a worker. A worker takes everything at each turn.
+pub fn to_worker(waker: Option<Waker>) -> (Orders, Receiver<Order>) {
+    let (orders, receiver) = unbounded();
+    (Orders { orders, waker, pending: false }, receiver)
+}

@@ -1,0 +1,212 @@
+//! The protocol thread: owns the tunnel's keys and peers, makes sessions, keeps timers, obeys the configuration socket.
+//!
+//! It is never on the way of a data packet. It sleeps until a worker, an operator, the interface or a timer wants something,
+//! does that, and then says what follows from it: datagrams to the network, orders to the workers.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, select};
+use nix::errno::Errno;
+
+use super::handoff::{Arrival, Inbox, Order, Orders};
+use super::outer::Outer;
+use super::tunnel::{Tunnel, gave_up};
+use crate::control::endpoint::HostPort;
+use crate::control::resolve::Resolver;
+use crate::control::uapi::SetRequest;
+use crate::control::uapi_socket::Command;
+use crate::dataplane::view::Change;
+use crate::io::clock;
+use crate::proto::Endpoint;
+use crate::proto::keys::PublicKey;
+use crate::proto::output::Transmit;
+
+/// Arrivals taken in one go before anything else gets its turn.
+const ARRIVALS_AT_ONCE: usize = 64;
+
+/// What the supervisor tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// The interface's state.
+    Link {
+        /// Whether it is up.
+        up: bool,
+        /// Its MTU in bytes.
+        mtu: u16,
+    },
+    /// End.
+    Stop,
+}
+
+/// What the protocol thread listens to.
+#[derive(Debug)]
+pub struct Sources {
+    /// The workers.
+    pub inbox: Inbox,
+    /// The configuration socket.
+    pub commands: Receiver<Command>,
+    /// The supervisor.
+    pub notices: Receiver<Notice>,
+    /// Addresses that were found for names.
+    pub addresses: Receiver<(PublicKey, SocketAddr)>,
+}
+
+/// Peers whose endpoint is a host name.
+#[derive(Debug)]
+pub struct Names {
+    /// Looks addresses up; `None` if there are no names.
+    pub resolver: Option<Resolver>,
+    /// The names.
+    pub peers: HashMap<PublicKey, HostPort>,
+}
+
+/// The protocol thread's own.
+pub struct Protocol {
+    tunnel: Tunnel,
+    outer: Outer,
+    workers: Vec<Orders>,
+    names: Names,
+}
+
+impl Protocol {
+    /// Puts the parts together.
+    pub fn new(tunnel: Tunnel, outer: Outer, workers: Vec<Orders>, names: Names) -> Protocol {
+        Protocol { tunnel, outer, workers, names }
+    }
+
+    /// Works until told to stop.
+    pub fn run(mut self, sources: &Sources) {
+        self.names.peers.keys().for_each(|key| self.look_up(key));
+        loop {
+            self.speak();
+            let Sources { inbox, commands, notices, addresses } = sources;
+            select! {
+                recv(inbox.news) -> peer => {
+                    let Ok(peer) = peer else { return };
+                    self.tunnel.device.handle_news(peer, clock::now(), clock::wall());
+                }
+                recv(inbox.arrivals) -> arrival => {
+                    let Ok(arrival) = arrival else { return };
+                    self.take_in(arrival, &inbox.arrivals);
+                }
+                recv(commands) -> command => if let Ok(command) = command { self.obey(command) },
+                recv(addresses) -> found => if let Ok((key, address)) = found {
+                    self.tunnel.set_endpoint(&key, address);
+                },
+                recv(notices) -> notice => match notice {
+                    Ok(Notice::Link { up, mtu }) => self.link_changed(up, mtu),
+                    Ok(Notice::Stop) | Err(_) => return,
+                },
+                default(self.patience()) => {}
+            }
+            if self.patience().is_zero() {
+                self.tunnel.device.handle_timeout(clock::now(), clock::wall());
+            }
+        }
+    }
+
+    /// How long until a timer is due.
+    fn patience(&self) -> Duration {
+        // Without any timer it does not matter how often we look.
+        const LONG: Duration = Duration::from_secs(3600);
+        let deadline = self.tunnel.device.poll_timeout();
+        deadline.map_or(LONG, |(at, _)| Duration::from_nanos(at.since(clock::now()).as_nanos()))
+    }
+
+    /// Says what follows from what happened: first to the workers, so that they can open what comes back.
+    fn speak(&mut self) {
+        while let Some(change) = self.tunnel.poll_change() {
+            self.look_up_again(&change);
+            for worker in &mut self.workers {
+                worker.give(Order::Change(change.clone()));
+            }
+        }
+        self.workers.iter_mut().for_each(Orders::wake);
+        while let Some(Transmit { to, bytes, tos, .. }) = self.tunnel.device.poll_transmit() {
+            if let Err(errno) = self.outer.mailer().send(&bytes, to, tos) {
+                tracing::debug!("cannot send to {}: {errno}", to.remote);
+            }
+        }
+    }
+
+    /// A peer that does not answer may have moved to another address of the same name.
+    fn look_up_again(&self, change: &Change) {
+        let Some(status) = gave_up(change).and_then(|peer| self.tunnel.device.peer(peer)) else { return };
+        self.look_up(status.public_key);
+    }
+
+    fn look_up(&self, key: &PublicKey) {
+        if let (Some(resolver), Some(name)) = (&self.names.resolver, self.names.peers.get(key)) {
+            resolver.request(*key, name.clone());
+        }
+    }
+
+    fn take_in(&mut self, first: Arrival, others: &Receiver<Arrival>) {
+        self.handle(first, others.len());
+        for arrival in others.try_iter().take(ARRIVALS_AT_ONCE) {
+            self.handle(arrival, others.len());
+        }
+    }
+
+    fn handle(&mut self, arrival: Arrival, queued: usize) {
+        match arrival {
+            Arrival::Handshake { bytes, len, from } => {
+                let Endpoint { remote, .. } = from;
+                let (now, wall) = (clock::now(), clock::wall());
+                let handled = self.tunnel.device.handle_datagram(&bytes[..len], from, queued, now, wall);
+                tracing::trace!("handshake message from {remote}: {handled:?}");
+            }
+            Arrival::Roamed { local_index, from } => self.tunnel.device.handle_roamed(local_index, from),
+        }
+    }
+
+    /// Carries out a command. Whether its client still waits for the answer is its own affair.
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Get(reply) => {
+                let _ = reply.send(self.tunnel.state(self.outer.port(), self.outer.fwmark()));
+            }
+            Command::Set(request, reply) => {
+                let _ = reply.send(self.set(*request));
+            }
+        }
+    }
+
+    /// Whole or not at all: what can fail comes first.
+    fn set(&mut self, request: SetRequest) -> Result<(), Errno> {
+        let former_mark = self.outer.fwmark();
+        if let Some(fwmark) = request.fwmark {
+            self.outer.set_mark(fwmark)?;
+        }
+        if let Some(port) = request.listen_port {
+            match self.outer.listen_on(port) {
+                Ok(sockets) => {
+                    for (worker, sockets) in self.workers.iter_mut().zip(sockets) {
+                        worker.give(Order::Rebind(sockets));
+                    }
+                }
+                Err(errno) => {
+                    let _ = self.outer.set_mark(former_mark);
+                    return Err(errno);
+                }
+            }
+        }
+        for change in &request.peers {
+            // Whoever sets or removes a peer by hand knows better than a name from the start.
+            if change.remove || change.endpoint.is_some() {
+                self.names.peers.remove(&change.public_key);
+            }
+        }
+        self.tunnel.apply(request, clock::now(), clock::wall());
+        Ok(())
+    }
+
+    fn link_changed(&mut self, up: bool, mtu: u16) {
+        for worker in &mut self.workers {
+            worker.give(Order::Change(Change::Mtu(mtu)));
+        }
+        self.tunnel.device.set_up(up, clock::now(), clock::wall());
+    }
+}

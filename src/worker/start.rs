@@ -1,0 +1,70 @@
+//! From the configuration to a protocol thread that has something to do.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use anyhow::Context;
+use crossbeam_channel::{Receiver, unbounded};
+
+use super::device::literal_endpoint;
+use super::handoff::Orders;
+use super::outer::Outer;
+use super::protocol::{Names, Protocol};
+use super::tunnel::Tunnel;
+use crate::control::config::DeviceConfig;
+use crate::control::peer::PeerConfig;
+use crate::control::resolve::Resolver;
+use crate::control::uapi::{AllowedIpChange, PeerChange, SetRequest};
+use crate::io::clock;
+use crate::proto::keys::PublicKey;
+
+/// The protocol thread's body, told what `config` says, and where it hears of the addresses of names.
+///
+/// # Errors
+/// No random seed, no thread for names.
+pub fn protocol(
+    config: &DeviceConfig,
+    outer: Outer,
+    workers: Vec<Orders>,
+) -> anyhow::Result<(Protocol, Receiver<(PublicKey, SocketAddr)>)> {
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).context("the kernel gives no random numbers")?;
+    let mut tunnel = Tunnel::new(workers.len(), seed);
+    tunnel.apply(request(config), clock::now(), clock::wall());
+    let (found, addresses) = unbounded();
+    let peers = names(&config.peers);
+    let resolver = if peers.is_empty() { None } else { Some(Resolver::start(found)?) };
+    Ok((Protocol::new(tunnel, outer, workers, Names { resolver, peers }), addresses))
+}
+
+/// The configuration as a request, without port and mark: the sockets have them already.
+fn request(config: &DeviceConfig) -> SetRequest {
+    SetRequest {
+        private_key: config.private_key.clone().map(Some),
+        peers: config.peers.iter().filter_map(peer).collect(),
+        ..SetRequest::default()
+    }
+}
+
+fn peer(config: &PeerConfig) -> Option<PeerChange> {
+    Some(PeerChange {
+        public_key: config.public_key?,
+        update_only: false,
+        remove: false,
+        preshared_key: config.preshared_key.clone(),
+        endpoint: literal_endpoint(config),
+        persistent_keepalive: config.keepalive,
+        replace_allowed_ips: true,
+        allowed_ips: config
+            .allowed_ips
+            .iter()
+            .map(|prefix| AllowedIpChange { prefix: *prefix, remove: false })
+            .collect(),
+    })
+}
+
+/// Peers whose endpoint is to be looked up.
+fn names(peers: &[PeerConfig]) -> HashMap<PublicKey, crate::control::endpoint::HostPort> {
+    let named = peers.iter().filter(|peer| literal_endpoint(peer).is_none());
+    named.filter_map(|peer| Some((peer.public_key?, peer.endpoint.clone()?))).collect()
+}

@@ -1,0 +1,164 @@
+//! The tunnel as its operator sees it: keys, peers, allowed IPs. What a configuration request does to it.
+//!
+//! Two parts make it up: the [`Device`] speaks the protocol and knows nothing of routes; the allowed IPs lie here, once as
+//! the table that workers use and once per peer as the operator lists them. Pure: the protocol thread ([`super::protocol`])
+//! gives it time and carries its words.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::control::uapi::{DeviceState, PeerChange, PeerState, SetRequest};
+use crate::dataplane::allowed_ips::{AllowedIps, PeerIndex};
+use crate::dataplane::view::Change;
+use crate::proto::device::Device;
+use crate::proto::keys::PublicKey;
+use crate::proto::output::Update;
+use crate::time::{Time, WallTime};
+
+/// Keys, peers, sessions, allowed IPs.
+pub struct Tunnel {
+    /// Who speaks the protocol.
+    pub device: Device,
+    routes: Arc<AllowedIps>,
+    prefixes: HashMap<PeerIndex, BTreeSet<IpNet>>,
+    /// Workers do not know the newest routes yet.
+    routes_are_news: bool,
+}
+
+impl Tunnel {
+    /// Without key and peers, for `workers` workers; `seed` makes all random choices.
+    pub fn new(workers: usize, seed: [u8; 32]) -> Tunnel {
+        Tunnel {
+            device: Device::new(workers, seed),
+            routes: Arc::default(),
+            prefixes: HashMap::new(),
+            routes_are_news: false,
+        }
+    }
+
+    /// Applies a request, all but its port and mark, which belong to whoever owns the sockets. Cannot fail: what can be wrong
+    /// with a request was found when it was read.
+    ///
+    /// Our own key as a peer is passed over, as in the kernel.
+    pub fn apply(&mut self, request: SetRequest, now: Time, wall: WallTime) {
+        if let Some(key) = request.private_key {
+            self.device.set_private_key(key, now, wall);
+            self.forget_removed();
+        }
+        if request.replace_peers {
+            let peers: Vec<_> = self.device.peers().map(|(peer, _)| peer).collect();
+            peers.into_iter().for_each(|peer| self.remove_peer(peer));
+        }
+        for change in request.peers {
+            self.apply_to_peer(change, now, wall);
+        }
+    }
+
+    fn apply_to_peer(&mut self, change: PeerChange, now: Time, wall: WallTime) {
+        let known = self.device.find_peer(&change.public_key);
+        if change.remove {
+            return known.into_iter().for_each(|peer| self.remove_peer(peer));
+        }
+        let found = if change.update_only { known } else { self.device.add_peer(change.public_key) };
+        let Some(peer) = found else { return };
+        if let Some(key) = change.preshared_key {
+            self.device.set_preshared_key(peer, key);
+        }
+        if let Some(remote) = change.endpoint {
+            self.device.set_endpoint(peer, remote);
+        }
+        if change.replace_allowed_ips {
+            self.take_all_prefixes(peer);
+        }
+        for ip in &change.allowed_ips {
+            if ip.remove { self.take_prefix(peer, ip.prefix) } else { self.give_prefix(peer, ip.prefix) }
+        }
+        // Last: a keepalive that this starts needs all of the above.
+        if let Some(seconds) = change.persistent_keepalive {
+            self.device.set_keepalive(peer, seconds, now, wall);
+        }
+    }
+
+    /// The peer is to be found there from now on, until it roams; nothing if it is gone.
+    pub fn set_endpoint(&mut self, key: &PublicKey, remote: SocketAddr) {
+        if let Some(peer) = self.device.find_peer(key) {
+            self.device.set_endpoint(peer, remote);
+        }
+    }
+
+    fn remove_peer(&mut self, peer: PeerIndex) {
+        self.take_all_prefixes(peer);
+        self.device.remove_peer(peer);
+    }
+
+    /// The device removes a peer by itself when it has the key that became our own.
+    fn forget_removed(&mut self) {
+        let gone: Vec<_> =
+            self.prefixes.keys().copied().filter(|peer| self.device.peer(*peer).is_none()).collect();
+        gone.into_iter().for_each(|peer| self.take_all_prefixes(peer));
+    }
+
+    fn give_prefix(&mut self, peer: PeerIndex, prefix: IpNet) {
+        let former = Arc::make_mut(&mut self.routes).insert(prefix, peer);
+        self.routes_are_news = true;
+        if let Some(former) = former
+            && former != peer
+            && let Some(prefixes) = self.prefixes.get_mut(&former)
+        {
+            prefixes.remove(&prefix.trunc());
+        }
+        self.prefixes.entry(peer).or_default().insert(prefix.trunc());
+    }
+
+    /// Nothing if the prefix belongs to another peer.
+    fn take_prefix(&mut self, peer: PeerIndex, prefix: IpNet) {
+        if self.prefixes.get_mut(&peer).is_some_and(|prefixes| prefixes.remove(&prefix.trunc())) {
+            Arc::make_mut(&mut self.routes).remove(prefix);
+            self.routes_are_news = true;
+        }
+    }
+
+    fn take_all_prefixes(&mut self, peer: PeerIndex) {
+        let Some(prefixes) = self.prefixes.remove(&peer) else { return };
+        let routes = Arc::make_mut(&mut self.routes);
+        for prefix in &prefixes {
+            routes.remove(*prefix);
+        }
+        self.routes_are_news = true;
+    }
+
+    /// What workers must be told next. Routes come last: they name peers that were told before.
+    pub fn poll_change(&mut self) -> Option<Change> {
+        if let Some(update) = self.device.poll_update() {
+            return Some(Change::Peer(update));
+        }
+        std::mem::take(&mut self.routes_are_news).then(|| Change::Routes(self.routes.clone()))
+    }
+
+    /// Everything, as a `get` tells it.
+    pub fn state(&self, listen_port: u16, fwmark: u32) -> DeviceState {
+        let peers = self.device.peers().map(|(peer, status)| PeerState {
+            public_key: *status.public_key,
+            preshared_key: status.preshared_key.clone(),
+            endpoint: status.endpoint.map(|endpoint| endpoint.remote),
+            last_handshake: status.last_handshake.unwrap_or_default(),
+            tx_bytes: status.tx_bytes,
+            rx_bytes: status.rx_bytes,
+            persistent_keepalive: status.keepalive,
+            allowed_ips: self.prefixes.get(&peer).into_iter().flatten().copied().collect(),
+        });
+        let private_key = self.device.private_key().cloned();
+        DeviceState { private_key, listen_port, fwmark, peers: peers.collect() }
+    }
+}
+
+/// What a worker's view is told when a peer's handshake was given up; of interest to whoever looks for names again.
+pub fn gave_up(change: &Change) -> Option<PeerIndex> {
+    match change {
+        Change::Peer(Update::DropStaged { peer }) => Some(*peer),
+        _ => None,
+    }
+}

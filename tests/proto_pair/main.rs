@@ -1,0 +1,6 @@
+//! Two devices, a wire that loses and captures, and a clock that the test owns: one test per sentence that we implement.
+#![allow(clippy::unwrap_used)]
+
+mod handshake;
+mod net;
+mod node;
