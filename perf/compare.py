@@ -19,7 +19,8 @@ from typing import Any, Iterator, Mapping
 # What is compared, and whether more of it is good. Ratios first: they cancel much of what the machine did that day.
 RATIO_METRICS = {"gbps": True, "cores_per_gbps": False}
 METRICS = {
-    "gbps": True, "cores_per_gbps": False, "busy_cores": False, "lost_percent": False, "rtt_p50_ms": False, "rtt_p99_ms": False,
+    "gbps": True, "packets_per_second": True, "cores_per_gbps": False, "busy_cores": False, "lost_percent": False,
+    "rtt_p50_ms": False, "rtt_p99_ms": False, "lost_pings_percent": False,
     "residence_p99_us": False, "rss_mib": False, "switches_per_second": False, "syscalls_per_segment": False,
 }
 
@@ -71,12 +72,14 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator
         others = after["results"].get(scenario, {}).get("contenders", {})
         for contender, old in result["contenders"].items():
             new = others.get(contender)
-            if new is None:
+            # The plain tunnel of one file is no measure for the encrypted one of the other.
+            if new is None or old.get("encrypted", False) != new.get("encrypted", False):
                 continue
-            groups = (("ratio_to_control", "x control", RATIO_METRICS), ("spread", "", METRICS))
+            groups = (("ratio_to_control", "x control", RATIO_METRICS), ("ratio_to_limit", "x limit", RATIO_METRICS),
+                      ("spread", "", METRICS))
             for group, suffix, metrics in groups:
                 for metric, more_is_better in metrics.items():
-                    if metric in old[group] and metric in new[group]:
+                    if metric in old.get(group, {}) and metric in new.get(group, {}):
                         yield Difference(scenario, contender, f"{metric} {suffix}".strip(), old[group][metric],
                                          new[group][metric], more_is_better)
 

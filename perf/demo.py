@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Shows what the tunnel does, in about a minute: the veth pair itself beside a plain tunnel over it.
+"""Shows what the tunnel does, in a minute or two: the veth pair itself, the encrypted tunnel over it, the same without
+encryption, and other WireGuard programs where they are installed.
 
 `scripts/demo` builds the product and calls this. For numbers worth keeping use run.py: this has two rounds only.
 """
@@ -10,19 +11,21 @@ import argparse
 import sys
 from pathlib import Path
 from statistics import mean
+from typing import Mapping, Sequence
 
 from contenders import Contender, Direct, Uringvpn
 from measure import Sample, Traffic, measure
+from peers import PROGRAMS, find, peer
 from rig import Rig, RigError
 from run import machine
 
 ROUNDS = 2
-SECONDS = 3
+SECONDS = 2
+BULK = "TCP, 1 flow"
 TRAFFIC = {
-    "TCP, 1 flow": Traffic(),
+    BULK: Traffic(ping=True),
     "TCP, 4 flows": Traffic(flows=4),
     "UDP, 500 Mbit": Traffic("udp", rate="500M"),
-    "TCP + ping": Traffic(ping=True),
 }
 
 
@@ -42,19 +45,41 @@ def row(label: str, kind: str, samples: list[Sample]) -> str:
     p50 = [sample.rtt_p50_ms for sample in samples if sample.rtt_p50_ms is not None]
     p99 = [sample.rtt_p99_ms for sample in samples if sample.rtt_p99_ms is not None]
     rtt = f"{mean(p50):.2f} / {mean(p99):.2f} ms" if p50 and p99 else ""
-    return f"  {label:14} {kind:14} {gbps:8.2f} {cost:14.3f} {lost:>13} {rtt:>20}"
+    return f"  {label:16} {kind:14} {gbps:8.2f} {cost:14.3f} {lost:>13} {rtt:>20}"
+
+
+def chosen(binary: Path, need_peers: bool) -> list[Contender]:
+    """The control, ours, ours without encryption, and the other programs: all of them, or those there are."""
+    ours: list[Contender] = [Direct("direct veth"), Uringvpn("uringvpn", binary), Uringvpn("plain tunnel", binary, encrypted=False)]
+    return ours + [peer(name, mtu=1420, outer=4) for name in PROGRAMS if need_peers or find(name)]
+
+
+def verdict(found: Mapping[tuple[str, str], list[Sample]], contenders: Sequence[Contender]) -> str:
+    """The one flow of the tunnel beside that of the others, in words."""
+
+    def flow(label: str) -> tuple[float, float]:
+        samples = found[label, BULK]
+        return mean(each.gbps for each in samples), mean(each.cores_per_gbps for each in samples)
+
+    (cable, cable_cost), (tunnel, cost), *_ = (flow(contender.label) for contender in contenders)
+    lines = [f"Encrypted, the tunnel carried {tunnel:.1f} Gbit/s of one TCP flow: {tunnel / cable:.0%} of what the bare cable",
+             f"carries, at {cost / cable_cost:.1f} times its CPU per gigabit."]
+    for contender in contenders[2:]:
+        other, other_cost = flow(contender.label)
+        lines.append(f"Beside {contender.label}: {tunnel / other:.2f} times the throughput, {cost / other_cost:.2f} times the CPU per gigabit.")
+    return "\n".join(lines)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", type=Path, required=True)
+    parser.add_argument("--peers", action="store_true", help=f"fail unless all of {', '.join(PROGRAMS)} are there")
     options = parser.parse_args()
-    contenders: list[Contender] = [Direct("direct veth"), Uringvpn("plain tunnel", options.binary.resolve())]
     found: dict[tuple[str, str], list[Sample]] = {}
-    print("Two hosts (network namespaces) on this machine, one cable (veth, MTU 1500), iperf3 from one to the other.\n"
-          "First over the cable itself, then through uringvpn: TUN, our process, UDP, our process, TUN. Not encrypted.\n",
-          flush=True)
     try:
+        contenders = chosen(options.binary.resolve(), options.peers)
+        print("Two hosts (network namespaces) on this machine, one cable (veth, MTU 1500), iperf3 from one to the other.\n"
+              "First over the cable itself, then through uringvpn: TUN, our process, encrypted UDP, our process, TUN.\n", flush=True)
         with Rig() as rig:
             for number in range(ROUNDS):
                 for kind, traffic in TRAFFIC.items():
@@ -68,16 +93,13 @@ def main() -> int:
         print("\ninterrupted; the namespaces are gone", file=sys.stderr)
         return 130
     progress("")
-    print(f"  {'contender':14} {'traffic':14} {'Gbit/s':>8} {'cores / Gbit/s':>14} {'retransmits':>13} {'RTT p50 / p99':>20}")
+    print(f"  {'contender':16} {'traffic':14} {'Gbit/s':>8} {'cores / Gbit/s':>14} {'retransmits':>13} {'RTT p50 / p99':>20}")
     for contender in contenders:
         for kind in TRAFFIC:
             print(row(contender.label, kind, found[contender.label, kind]))
-    direct, tunnel = ([mean(each.gbps for each in found[c.label, "TCP, 1 flow"]),
-                       mean(each.cores_per_gbps for each in found[c.label, "TCP, 1 flow"])] for c in contenders)
     host = machine()
-    print(f"\nThe tunnel carried {tunnel[0]:.1f} Gbit/s of one TCP flow: {tunnel[0] / direct[0]:.0%} of what the bare cable carries,\n"
-          f"at {tunnel[1] / direct[1]:.1f} times its CPU per gigabit. CPU is that of the whole machine, iperf3 and kernel included;\n"
-          f"both hosts share the same {host['cores']} cores ({host['cpu']}, Linux {host['kernel']}).")
+    print(f"\n{verdict(found, contenders)}\nCPU is that of the whole machine, iperf3 and kernel included; both hosts share "
+          f"the same {host['cores']} cores\n({host['cpu']}, Linux {host['kernel']}).")
     return 0
 
 

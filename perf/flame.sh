@@ -22,7 +22,7 @@ data=$(mktemp "${TMPDIR:-/tmp}/uvpn-perf.XXXXXX")
 trap 'rm -f "$data"' EXIT
 
 perf record -o "$data" -q -a -e cpu-clock -F 999 --call-graph "${CALL_GRAPH:-fp}" -- \
-    python3 "$here/run.py" --scenario "$scenario" --rounds 1 --seconds 5 --driver uring --without-control \
+    python3 "$here/run.py" --scenario "$scenario" --rounds 1 --seconds 5 --driver uring --mode encrypted --without-control \
     --binary "$binary" "$@"
 perf script -i "$data" -F comm,tid,time,event,ip,sym 2>/dev/null | python3 "$here/flame.py" >"$out"
 echo "wrote $out"

@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import parse
 from contenders import Contender
@@ -13,7 +14,8 @@ from rig import Process, Rig, RigError, wait_until
 
 IPERF_PORT = 5201
 JIFFIES_PER_SECOND = os.sysconf("SC_CLK_TCK")
-PING_INTERVAL_SECONDS = 0.01
+PING_INTERVAL_SECONDS = 0.005
+SLOW_START_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Traffic:
     """What crosses. `forward` flows from end a to end b, `reverse` back, `bidir` both at once.
 
     `rate` is iperf3's -b per flow, "0" for as fast as it goes. With `ping` a series of pings runs beside the load.
+    The protocol "rate" is no iperf3: UDP at the highest rate that arrives, forward (rate.py).
     """
 
     protocol: str = "tcp"
@@ -52,14 +55,17 @@ class Sample:
     lost_percent: float
     reordered: int
     stolen_seconds: float
-    rtt_p50_ms: float | None
-    rtt_p99_ms: float | None
-    process_cores: float | None
-    rss_mib: float | None
-    switches_per_second: float | None
-    syscalls_per_segment: float | None
-    dropped_packets: int | None
-    residence_p99_us: float | None
+    rtt_p50_ms: float | None = None
+    rtt_p99_ms: float | None = None
+    lost_pings_percent: float | None = None
+    packets_per_second: float | None = None
+    """Small packets that arrived, at the highest rate at which nearly all of them do."""
+    process_cores: float | None = None
+    rss_mib: float | None = None
+    switches_per_second: float | None = None
+    syscalls_per_segment: float | None = None
+    dropped_packets: int | None = None
+    residence_p99_us: float | None = None
     """How long the tunnel itself kept a packet, by its own histograms: the worst end and direction."""
 
     def metrics(self) -> dict[str, float]:
@@ -91,6 +97,15 @@ def usage(processes: list[Process]) -> Usage:
     return Usage(jiffies, switches, rss)
 
 
+@dataclass(frozen=True)
+class CpuUse:
+    """Seconds passed, core seconds not idle (the stolen ones included), core seconds stolen."""
+
+    elapsed: float
+    busy_seconds: float
+    stolen_seconds: float
+
+
 class CpuMeter:
     """CPU time the whole system uses from the making of the meter on."""
 
@@ -102,20 +117,20 @@ class CpuMeter:
     def _now() -> parse.CpuTimes:
         return parse.cpu_times(Path("/proc/stat").read_text())
 
-    def read(self) -> tuple[float, float, float]:
-        """Seconds passed, core seconds not idle (the stolen ones included), core seconds stolen."""
+    def read(self) -> CpuUse:
+        """What was used so far."""
         after, elapsed = self._now(), time.monotonic() - self._began
         idle = (after.idle - self._before.idle) / JIFFIES_PER_SECOND
         stolen = (after.stolen - self._before.stolen) / JIFFIES_PER_SECOND
-        return elapsed, max(elapsed * self._cores - idle, 0.0), stolen
+        return CpuUse(elapsed, max(elapsed * self._cores - idle, 0.0), stolen)
 
 
 def busy_cores(seconds: float) -> float:
     """How many cores others keep busy while we do nothing: measurements on a busy machine mean little."""
     meter = CpuMeter()
     time.sleep(seconds)
-    elapsed, busy, _stolen = meter.read()
-    return busy / elapsed
+    cpu = meter.read()
+    return cpu.busy_seconds / cpu.elapsed
 
 
 def measure(rig: Rig, contender: Contender, traffic: Traffic, seconds: int) -> Sample:
@@ -126,41 +141,51 @@ def measure(rig: Rig, contender: Contender, traffic: Traffic, seconds: int) -> S
     wait_until(lambda: "Server listening" in server.output(), [server], 5.0, "the iperf3 server does not listen")
     ping = start_ping(rig, address, seconds) if traffic.ping else None
 
-    used_before, meter = usage(processes), CpuMeter()
+    used_before, meter, began = usage(processes), CpuMeter(), time.time()
     client = rig.start("a", traffic.iperf3(address, seconds))
     wait_until(lambda: client.popen.poll() is not None, processes, seconds + 15.0, "iperf3 did not end")
-    (elapsed, busy_seconds, stolen_seconds), used_after = meter.read(), usage(processes)
+    cpu, used_after, ended = meter.read(), usage(processes), time.time()
 
     transfer = iperf3_report(client)
     server.stop()
-    series = parse.ping_series_ms(ping.stop()) if ping else []
-    if ping and not series:
+    # Pings before the flow has grown and after it has gone would flatter the tunnel.
+    pings = parse.pings(ping.stop()).within(began + SLOW_START_SECONDS, ended) if ping else None
+    if pings and not pings.series_ms:
         raise RigError(f"{contender.label}: no ping came back under load")
-    totals = contender.stop(processes)
-    counted = [each for each in totals if each]
     return Sample(
         gbps=transfer.gbps,
-        cores_per_gbps=busy_seconds / (transfer.received_bytes * 8 / 1e9),
-        busy_cores=busy_seconds / elapsed,
+        cores_per_gbps=cpu.busy_seconds / (transfer.received_bytes * 8 / 1e9),
+        busy_cores=cpu.busy_seconds / cpu.elapsed,
         retransmits=transfer.retransmits,
         lost_percent=transfer.lost_percent,
         reordered=transfer.reordered,
-        stolen_seconds=stolen_seconds,
-        rtt_p50_ms=parse.percentile(series, 50) if series else None,
-        rtt_p99_ms=parse.percentile(series, 99) if series else None,
-        process_cores=(used_after.jiffies - used_before.jiffies) / JIFFIES_PER_SECOND / elapsed if processes else None,
-        rss_mib=used_after.rss_peak_kib / 1024 if processes else None,
-        switches_per_second=(used_after.switches - used_before.switches) / elapsed if processes else None,
-        syscalls_per_segment=parse.syscalls_per_segment(counted),
-        dropped_packets=sum(value for each in counted for name, value in each.items() if name.startswith("dropped_"))
-        if counted else None,
-        residence_p99_us=parse.residence_p99_us(counted),
+        stolen_seconds=cpu.stolen_seconds,
+        rtt_p50_ms=parse.percentile(pings.series_ms, 50) if pings else None,
+        rtt_p99_ms=parse.percentile(pings.series_ms, 99) if pings else None,
+        lost_pings_percent=pings.lost_percent if pings else None,
+        **process_figures(used_before, used_after, cpu.elapsed, contender.stop(processes)),
     )
 
 
+def process_figures(before: Usage, after: Usage, elapsed: float, totals: list[dict[str, int]]) -> dict[str, Any]:
+    """What a sample says of the contender's processes; nothing if it has none, less if they count nothing themselves."""
+    if not after.rss_peak_kib:
+        return {}
+    counted = [each for each in totals if each]
+    dropped = sum(value for each in counted for name, value in each.items() if name.startswith("dropped_"))
+    return {
+        "process_cores": (after.jiffies - before.jiffies) / JIFFIES_PER_SECOND / elapsed,
+        "rss_mib": after.rss_peak_kib / 1024,
+        "switches_per_second": (after.switches - before.switches) / elapsed,
+        "syscalls_per_segment": parse.syscalls_per_segment(counted),
+        "dropped_packets": dropped if counted else None,
+        "residence_p99_us": parse.residence_p99_us(counted),
+    }
+
+
 def start_ping(rig: Rig, address: str, seconds: int) -> Process:
-    """Pings until stopped, at the latest a little after the load has ended."""
-    return rig.start("a", ["ping", "-n", "-i", str(PING_INTERVAL_SECONDS), "-w", str(seconds + 1), address])
+    """Pings until stopped, at the latest a little after the load has ended. The kernel takes the time of the answers."""
+    return rig.start("a", ["ping", "-n", "-D", "-i", str(PING_INTERVAL_SECONDS), "-w", str(seconds + 1), address])
 
 
 def iperf3_report(client: Process) -> parse.Transfer:

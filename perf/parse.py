@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Iterable, Mapping, Sequence
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,32 @@ def transfer(report: Mapping[str, Any]) -> Transfer:
     )
 
 
-def ping_series_ms(output: str) -> list[float]:
-    """Round-trip times in the order ping printed them, in milliseconds."""
-    return [float(value) for value in re.findall(r"time=([0-9.]+) ms", output)]
+@dataclass(frozen=True)
+class Pings:
+    """The answers to a series of pings: Unix time of arrival, sequence number, round trip in milliseconds."""
+
+    answers: tuple[tuple[float, int, float], ...]
+
+    def within(self, began: float, ended: float) -> Pings:
+        """Those that arrived between two Unix times."""
+        return Pings(tuple(answer for answer in self.answers if began <= answer[0] <= ended))
+
+    @property
+    def series_ms(self) -> list[float]:
+        """Round-trip times in the order they were printed."""
+        return [answer[2] for answer in self.answers]
+
+    @property
+    def lost_percent(self) -> float:
+        """Of those sent between the first and the last that were answered."""
+        numbers = {answer[1] for answer in self.answers}
+        return 100.0 * (1 - len(numbers) / (max(numbers) - min(numbers) + 1)) if numbers else 100.0
+
+
+def pings(output: str) -> Pings:
+    """Reads what `ping -D` printed."""
+    lines = re.findall(r"^\[([0-9.]+)\] .*icmp_seq=(\d+) .*time=([0-9.]+) ms$", output, re.MULTILINE)
+    return Pings(tuple((float(at), int(number), float(ms)) for at, number, ms in lines))
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -126,3 +149,35 @@ def residence_p99_us(totals: Iterable[Mapping[str, int]]) -> float | None:
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median and range of the samples of one metric."""
     return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+@dataclass(frozen=True)
+class AeadCost:
+    """What encrypting and decrypting one packet of PACKET_BYTES takes, in nanoseconds of one core."""
+
+    PACKET_BYTES: ClassVar[int] = 1420
+    seal_ns: float
+    open_ns: float
+
+    def cores_per_gbps(self, payload_bytes: int) -> float:
+        """One seal and one open for each packet, of whose bytes `payload_bytes` are counted as throughput."""
+        packets_per_gigabit = 1e9 / 8 / payload_bytes
+        return packets_per_gigabit * (self.seal_ns + self.open_ns) / 1e9
+
+
+NANOSECONDS = {"ps": 1e-3, "ns": 1.0, "µs": 1e3, "us": 1e3, "ms": 1e6}
+
+
+def aead_cost(criterion: str) -> AeadCost:
+    """Reads what the benchmark seal_open printed: `seal_open/seal/1420 time: [low estimate high]`, each with its unit.
+
+    Raises ValueError if a figure is missing.
+    """
+    found = {}
+    for name in ("seal", "open"):
+        line = re.search(rf"^seal_open/{name}/{AeadCost.PACKET_BYTES}\s+time:\s+\[\S+ \S+ ([0-9.]+) (\S+) \S+ \S+\]$",
+                         criterion, re.MULTILINE)
+        if line is None:
+            raise ValueError(f"no figure for seal_open/{name}/{AeadCost.PACKET_BYTES} in:\n{criterion[-500:]}")
+        found[name] = float(line.group(1)) * NANOSECONDS[line.group(2)]
+    return AeadCost(found["seal"], found["open"])

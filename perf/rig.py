@@ -24,12 +24,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import IO, Callable
+from typing import IO, Callable, Mapping
 
 ENDS = ("a", "b")
 UNDERLAY = {("a", 4): "192.0.2.1", ("b", 4): "192.0.2.2", ("a", 6): "2001:db8::1", ("b", 6): "2001:db8::2"}
 PREFIX_LENGTH = {4: 24, 6: 64}
 STOP_SECONDS = 5.0
+# Where WireGuard programs listen for wg(8). Files, so namespaces share them, and names of interfaces have to differ.
+CONTROL_SOCKETS = Path("/var/run/wireguard")
 
 
 class RigError(Exception):
@@ -81,6 +83,8 @@ class Rig:
     def __init__(self) -> None:
         self._processes: list[Process] = []
         self._namespaces: list[str] = []
+        # For keys and settings; only we can look into it.
+        self._scratch = tempfile.TemporaryDirectory(prefix="uvpn-")
         self._old_sigterm: signal.Handlers | Callable[[int, FrameType | None], object] | int | None = None
 
     def __enter__(self) -> Rig:
@@ -110,12 +114,24 @@ class Rig:
         finally:
             self._processes.clear()
             self._namespaces.clear()
+            self._scratch.cleanup()
             signal.signal(signal.SIGINT, old_sigint)
             signal.signal(signal.SIGTERM, self._old_sigterm)
 
     def namespace(self, end: str) -> str:
         """The name of one end's namespace."""
         return f"uvpn-{end}-{os.getpid()}"
+
+    def write(self, name: str, text: str) -> Path:
+        """A file that lasts as long as the rig and that only we can read."""
+        path = Path(self._scratch.name) / name
+        path.touch(0o600)
+        path.write_text(text)
+        return path
+
+    def interface(self, end: str) -> str:
+        """The name of one end's tunnel, where it must differ from that of all others on this machine."""
+        return f"uvpn{end}{os.getpid()}"
 
     def _set_up(self) -> None:
         for end in ENDS:
@@ -148,12 +164,13 @@ class Rig:
         """Runs a short program to its end and returns its standard output."""
         return _checked(self.command(end, argv), timeout)
 
-    def start(self, end: str, argv: list[str]) -> Process:
-        """Starts a program that stays; `stop` it, or leaving the rig will."""
+    def start(self, end: str, argv: list[str], settings: Mapping[str, str] | None = None) -> Process:
+        """Starts a program that stays, with `settings` in its environment; `stop` it, or leaving the rig will."""
         log = tempfile.TemporaryFile(prefix="uvpn-")
-        # The product reads options from URINGVPN_…: the operator's must not change what we measure.
-        env = {name: value for name, value in os.environ.items() if not name.startswith("URINGVPN_")}
-        popen = subprocess.Popen(self.command(end, argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
+        # Tunnels read options from URINGVPN_… and WG_…: the operator's must not change what we measure.
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("URINGVPN_", "WG_"))}
+        popen = subprocess.Popen(self.command(end, argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                 env=env | dict(settings or {}))
         process = Process(f"{Path(argv[0]).name} at end {end}", popen, log)
         self._processes.append(process)
         return process
@@ -198,7 +215,10 @@ def _exit_on_signal(number: int, _frame: FrameType | None) -> None:
 
 
 def _sweep_killed_runs() -> None:
-    """Removes namespaces of rigs whose process no longer exists."""
+    """Removes namespaces and control sockets of rigs whose process no longer exists."""
+    for socket in CONTROL_SOCKETS.glob("uvpn[ab]*.sock"):
+        if not Path(f"/proc/{socket.stem[5:]}").exists():
+            socket.unlink(missing_ok=True)
     for name in re.findall(r"^(uvpn-[ab]-\d+)\b", ip("netns", "list"), re.MULTILINE):
         if not Path(f"/proc/{name.rpartition('-')[2]}").exists():
             ip("netns", "del", name)

@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """Measures contenders side by side and writes everything it saw to a JSON file.
 
-    sudo python3 perf/run.py --binary target/release/uringvpn
+    sudo python3 perf/run.py --binary target/release/uringvpn --peers
     sudo python3 perf/run.py --scenario 'tcp4-*' --rounds 7 --binary old/uringvpn:old --binary new/uringvpn:new
     python3 perf/run.py --list
 
 In each round every contender runs once, the veth pair itself (the control) among them, and each round starts with
 the next one: what drifts over minutes (clock speed, neighbours) hits all alike. Ratios are taken within a round.
+
+With --aead, the benchmark seal_open runs in each round, too. What the cable costs plus one seal and one open per packet is
+the least that an encrypted tunnel can cost: the limit. Build it with `cargo bench --no-run --bench seal_open`.
 """
 
 from __future__ import annotations
@@ -19,12 +22,16 @@ import re
 import subprocess
 import sys
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 import parse
 from contenders import Contender, Direct, Uringvpn
 from measure import Sample, busy_cores, measure
+from peers import PROGRAMS, peer, versions
+from rate import measure_rate
+from report import goals, markdown, table
 from rig import Rig, RigError
 from scenarios import DEFAULT, Scenario, choose, matrix
 
@@ -40,27 +47,41 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--binary", action="append", default=[], metavar="PATH[:LABEL]",
                         help="a build of uringvpn; repeat to compare builds; none measures the control alone")
     parser.add_argument("--driver", nargs="+", default=["uring", "syscall"], choices=["auto", "uring", "syscall"])
+    parser.add_argument("--mode", nargs="+", default=["encrypted", "plain"], choices=["encrypted", "plain"],
+                        help="of each build: the tunnel as it is meant to be, and without keys as a control (default: both)")
+    parser.add_argument("--peers", nargs="*", metavar="NAME[=PATH]",
+                        help=f"other programs to measure beside ours; without a name all of {', '.join(PROGRAMS)}")
+    parser.add_argument("--aead", type=Path, metavar="PATH", help="the built benchmark seal_open")
     parser.add_argument("--queues", type=int, default=2)
     parser.add_argument("--outer", type=int, default=4, choices=[4, 6], help="IP version of the UDP datagrams")
     parser.add_argument("--without-control", action="store_true",
                         help="leave the veth pair out, for profiling; the first build takes its place in the ratios")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="where the JSON goes")
+    parser.add_argument("--markdown", action="store_true", help="print the table in Markdown")
     parser.add_argument("--list", action="store_true", help="print the names of all scenarios")
-    return parser.parse_args()
+    options = parser.parse_args()
+    # Not given: none. Given without names: all.
+    options.peers = [] if options.peers is None else options.peers or list(PROGRAMS)
+    return options
 
 
 def contenders(options: argparse.Namespace, scenario: Scenario) -> list[Contender]:
-    """The control first, then every build with every driver."""
+    """The control first, then every build in every mode with every driver, then the peers."""
     chosen: list[Contender] = [] if options.without_control else [Direct()]
-    for binary in options.binary:
+    for binary, mode, driver in product(options.binary, options.mode, options.driver):
         path, _, label = binary.partition(":")
-        for driver in options.driver:
-            chosen.append(Uringvpn(
-                label=f"{label or Path(path).name}/{driver}", binary=Path(path).resolve(), driver=driver,
-                queues=options.queues, mtu=scenario.tunnel_mtu, outer=options.outer, disable=scenario.disable,
-            ))
+        suffix = "/plain" if mode == "plain" else ""
+        chosen.append(Uringvpn(
+            label=f"{label or Path(path).name}/{driver}{suffix}", binary=Path(path).resolve(), driver=driver,
+            queues=options.queues, mtu=scenario.tunnel_mtu, outer=options.outer, disable=scenario.disable,
+            encrypted=mode == "encrypted",
+        ))
+    # What they cannot switch off they keep: without offloads they would be compared with something else.
+    if scenario.offload:
+        chosen += [peer(name, scenario.tunnel_mtu, options.outer, Path(path) if path else None)
+                   for name, _, path in (each.partition("=") for each in options.peers)]
     if not chosen:
-        raise RigError("nothing to measure: --without-control needs a --binary")
+        raise RigError("nothing to measure: --without-control needs a --binary or --peers")
     labels = [contender.label for contender in chosen]
     if len(set(labels)) != len(labels):
         raise RigError(f"two contenders share a name, add :LABEL to --binary: {', '.join(labels)}")
@@ -72,29 +93,56 @@ def run_scenario(rig: Rig, options: argparse.Namespace, scenario: Scenario) -> d
     rig.set_underlay_mtu(scenario.underlay_mtu)
     chosen = contenders(options, scenario)
     samples: dict[str, list[Sample]] = {contender.label: [] for contender in chosen}
+    costs: list[parse.AeadCost] = []
     for number in range(options.rounds):
+        if options.aead and scenario.sealed_payload_bytes and not options.without_control:
+            costs.append(aead_cost(options.aead))
         first = number % len(chosen)
         for contender in chosen[first:] + chosen[:first]:
-            sample = measure(rig, contender, scenario.traffic, options.seconds)
+            sample = sampled(rig, contender, scenario, options.seconds)
             samples[contender.label].append(sample)
-            print(f"  round {number + 1}/{options.rounds}  {contender.label:24} {sample.gbps:7.2f} Gbit/s", file=sys.stderr)
+            rate = f"{sample.packets_per_second / 1e3:8.0f} kpackets/s" if sample.packets_per_second else ""
+            print(f"  round {number + 1}/{options.rounds}  {contender.label:24} {sample.gbps:7.2f} Gbit/s {rate}", file=sys.stderr)
     control = samples[chosen[0].label]
+    limits = [cable.cores_per_gbps + cost.cores_per_gbps(scenario.sealed_payload_bytes) for cable, cost in zip(control, costs)]
     return {
         "control": chosen[0].label,
         "scenario": asdict(scenario),
-        "contenders": {label: summary(own, control) for label, own in samples.items()},
+        "aead": [asdict(cost) for cost in costs],
+        "contenders": {contender.label: summary(samples[contender.label], control, limits, contender.encrypted)
+                       for contender in chosen},
     }
 
 
-def summary(samples: list[Sample], control: list[Sample]) -> dict[str, Any]:
-    """Every sample, the spread of every metric, and that of the ratios to the control of the same round."""
+def sampled(rig: Rig, contender: Contender, scenario: Scenario, seconds: int) -> Sample:
+    """One measurement of the kind the scenario asks for."""
+    if scenario.traffic.protocol == "rate":
+        return measure_rate(rig, contender, scenario.traffic)
+    return measure(rig, contender, scenario.traffic, seconds)
+
+
+def aead_cost(benchmark: Path) -> parse.AeadCost:
+    """Runs the benchmark seal_open, which takes about a second; it writes nothing."""
+    argv = [str(benchmark.resolve()), "--bench", "--quick", "--discard-baseline", "--noplot", f"/{parse.AeadCost.PACKET_BYTES}$"]
+    try:
+        return parse.aead_cost(subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise RigError(f"{benchmark}: {error}") from error
+
+
+def summary(samples: list[Sample], control: list[Sample], limits: Sequence[float], encrypted: bool) -> dict[str, Any]:
+    """Every sample, the spread of every metric, and that of the ratios to the control and to the limit of the same round."""
     metrics = [sample.metrics() for sample in samples]
     reference = [sample.metrics() for sample in control]
     spreads = {name: parse.spread([each[name] for each in metrics])
                for name in metrics[0] if all(name in each for each in metrics)}
     ratios = {name: parse.spread([own[name] / other[name] for own, other in zip(metrics, reference)])
               for name in RATIOS}
-    return {"samples": metrics, "spread": spreads, "ratio_to_control": ratios}
+    found = {"encrypted": encrypted, "samples": metrics, "spread": spreads, "ratio_to_control": ratios}
+    if limits and encrypted:
+        found["ratio_to_limit"] = {
+            "cores_per_gbps": parse.spread([own.cores_per_gbps / limit for own, limit in zip(samples, limits)])}
+    return found
 
 
 def machine() -> dict[str, Any]:
@@ -120,26 +168,6 @@ def commit() -> str:
         return "unknown"
 
 
-def table(results: dict[str, Any]) -> str:
-    """Medians for people; `x` columns are ratios to the control."""
-    lines = [f"{'scenario':38} {'contender':24} {'Gbit/s':>8} {'x':>5} {'cores/Gbit/s':>13} {'x':>5} {'retrans':>8}"
-             f" {'lost %':>7} {'rtt p50/p99 ms':>15} {'RSS MiB':>8} {'calls/seg':>9}"]
-    for name, result in results.items():
-        for label, found in result["contenders"].items():
-            spread, ratio = found["spread"], found["ratio_to_control"]
-
-            def median(metric: str, form: str) -> str:
-                return format(spread[metric]["median"], form) if metric in spread else "-"
-
-            rtt = f"{median('rtt_p50_ms', '.2f')}/{median('rtt_p99_ms', '.2f')}" if "rtt_p50_ms" in spread else "-"
-            lines.append(
-                f"{name:38} {label:24} {median('gbps', '.2f'):>8} {ratio['gbps']['median']:5.2f}"
-                f" {median('cores_per_gbps', '.4f'):>13} {ratio['cores_per_gbps']['median']:5.2f}"
-                f" {median('retransmits', '.0f'):>8} {median('lost_percent', '.2f'):>7} {rtt:>15}"
-                f" {median('rss_mib', '.1f'):>8} {median('syscalls_per_segment', '.4f'):>9}")
-    return "\n".join(lines)
-
-
 def main() -> int:
     options = arguments()
     try:
@@ -148,8 +176,11 @@ def main() -> int:
             return 0
         scenarios = choose(options.scenario, matrix().values())
         document: dict[str, Any] = {
-            "machine": machine(), "commit": commit(), "busy_cores_before": round(busy_cores(0.5), 2),
-            "options": {name: value for name, value in vars(options).items() if name not in ("output", "list")},
+            "machine": machine() | ({"peers": versions(options.peers)} if options.peers else {}),
+            "commit": commit(),
+            "busy_cores_before": round(busy_cores(0.5), 2),
+            "options": {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()
+                        if name not in ("output", "list", "markdown")},
             "results": {},
         }
         if document["busy_cores_before"] > BUSY_CORES_WORTH_A_WARNING:
@@ -167,7 +198,8 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted; the namespaces are gone", file=sys.stderr)
         return 130
-    print(table(document["results"]))
+    print(markdown(document) if options.markdown else table(document["results"]))
+    print("", *goals(document["results"]), sep="\n")
     return 0
 
 

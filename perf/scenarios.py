@@ -2,8 +2,8 @@
 
 The driver and the build are contenders, not scenarios: they are compared within one round.
 
-Small packets come from iperf3, one system call each: on one core it makes and takes some 400,000 a second. A tunnel
-that is faster than that shows in its CPU (the paced scenarios), not in its packets per second.
+In the scenarios "rate", small packets come from blast.py, many per system call, at the highest rate that arrives. In the
+others they come from iperf3, one system call each: some 400,000 a second on one core, however fast the tunnel is.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from itertools import product
 from typing import Iterable, Sequence
 
 from measure import Traffic
+from parse import AeadCost
 
 # Everything the product can switch off, in the words of --disable.
 ALL_OFFLOADS = ("tso", "uso", "gso", "gro")
 # What WireGuard over IPv6 adds: 40 + 8 + 32. The same in plain mode, so that both carry equal segments.
 OUTER_BYTES = 80
+# IP, and TCP with timestamps.
+TCP_HEADER_BYTES = {4: 52, 6: 72}
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,13 @@ class Scenario:
     @property
     def tunnel_mtu(self) -> int:
         return self.underlay_mtu - OUTER_BYTES
+
+    @property
+    def sealed_payload_bytes(self) -> int:
+        """Of a full packet, the bytes that iperf3 counts; 0 where packets are not of the length that seal_open measures."""
+        if self.traffic.protocol != "tcp" or self.tunnel_mtu != AeadCost.PACKET_BYTES:
+            return 0
+        return self.tunnel_mtu - TCP_HEADER_BYTES[self.traffic.family]
 
     @property
     def disable(self) -> tuple[str, ...]:
@@ -52,6 +62,10 @@ def matrix() -> dict[str, Scenario]:
                  Traffic("udp", flows=flows, family=family, datagram_bytes=size), offload=offload)
         for flows, family, size, offload in product((1, 4), (4, 6), (64, 512, 1372), (True, False))
     ]
+    scenarios += [
+        Scenario(f"udp4-{'' if flows == 1 else f'{flows}flow-'}64B-rate", Traffic("rate", flows=flows, datagram_bytes=64))
+        for flows in (1, 4)
+    ]
     # At a rate everybody manages: the same packets for each contender, so only the cost differs.
     scenarios += [
         Scenario("udp4-64B-paced", Traffic("udp", datagram_bytes=64, rate="20M")),
@@ -67,7 +81,7 @@ def matrix() -> dict[str, Scenario]:
 DEFAULT = (
     "tcp4-1flow-forward-mtu1500", "tcp4-4flow-forward-mtu1500", "tcp6-1flow-forward-mtu1500",
     "tcp4-1flow-bidir-mtu1500", "tcp4-1flow-forward-mtu1500-nooffload",
-    "udp4-1flow-1372B", "udp4-1flow-64B", "udp4-64B-paced", "ping-under-tcp",
+    "udp4-1flow-1372B", "udp4-64B-rate", "udp4-64B-paced", "ping-under-tcp",
 )
 
 

@@ -39,6 +39,15 @@ need_cargo() {
     need cc:gcc /usr/include/stdlib.h:libc6-dev python3:python3
 }
 
+# Installs the WireGuard programs that we are measured against, where they are missing: from Debian, and boringtun, which
+# Debian lacks, from crates.io into target/peers. Call in the root of the tree, after need_cargo.
+need_peers() {
+    need wireguard-go:wireguard-go
+    PATH="$PATH:$PWD/target/peers/bin:${CARGO_HOME:-$HOME/.cargo}/bin" command -v boringtun-cli >/dev/null && return 0
+    echo "installing boringtun-cli"
+    cargo install --quiet --locked --root target/peers --target-dir target/peers/build boringtun-cli
+}
+
 # Builds the release binary and prints its path. Call in the root of the tree.
 build_release() {
     cargo build --release --quiet --bin uringvpn >&2 || return
