@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, select};
+use crossbeam_channel::{Receiver, never, select};
 use nix::errno::Errno;
 
 use super::handoff::{Arrival, Inbox, Order, Orders};
@@ -79,9 +79,11 @@ impl Protocol {
     /// Works until told to stop.
     pub fn run(mut self, sources: &Sources) {
         self.names.peers.keys().for_each(|key| self.look_up(key));
+        let Sources { inbox, commands, notices, addresses } = sources;
+        // A channel whose other end has gone is always ready: it must leave the selection.
+        let (mut commands, mut addresses) = (commands.clone(), addresses.clone());
         loop {
             self.speak();
-            let Sources { inbox, commands, notices, addresses } = sources;
             select! {
                 recv(inbox.news) -> peer => {
                     let Ok(peer) = peer else { return };
@@ -91,9 +93,13 @@ impl Protocol {
                     let Ok(arrival) = arrival else { return };
                     self.take_in(arrival, &inbox.arrivals);
                 }
-                recv(commands) -> command => if let Ok(command) = command { self.obey(command) },
-                recv(addresses) -> found => if let Ok((key, address)) = found {
-                    self.tunnel.set_endpoint(&key, address);
+                recv(commands) -> command => match command {
+                    Ok(command) => self.obey(command),
+                    Err(_) => commands = never(),
+                },
+                recv(addresses) -> found => match found {
+                    Ok((key, address)) => self.tunnel.set_endpoint(&key, address),
+                    Err(_) => addresses = never(),
                 },
                 recv(notices) -> notice => match notice {
                     Ok(Notice::Link { up, mtu }) => self.link_changed(up, mtu),
