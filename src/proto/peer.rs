@@ -349,7 +349,7 @@ impl Peer {
             self.publish_current(shared);
         }
         shared.release(dropped.into_iter().flatten());
-        self.timers.wipe_at = Some(now + WIPE_AFTER_TIME);
+        self.plan_wipe();
     }
 
     /// Both sides have the keys.
@@ -395,6 +395,26 @@ impl Peer {
     /// Whether a session with this index is the peer's.
     pub(super) fn has_session(&self, local_index: u32) -> bool {
         self.slots.holds(local_index)
+    }
+
+    /// Drops the sessions that are of no more use, and an initiation that is not sent again.
+    pub(super) fn wipe_old(&mut self, shared: &mut Shared, now: Time) {
+        if !self.timers.initiating() {
+            self.drop_outstanding(shared);
+        }
+        let had_current = self.slots.current().is_some();
+        let dropped = self.slots.take_expired(now);
+        if had_current && self.slots.current().is_none() {
+            self.publish_current(shared);
+        }
+        shared.release(dropped.into_iter().flatten());
+        self.plan_wipe();
+    }
+
+    /// No key is kept longer than this. The kernel counts from the newest session, so that handshakes which come to nothing
+    /// keep old keys alive; we count from the oldest.
+    fn plan_wipe(&mut self) {
+        self.timers.wipe_at = self.slots.oldest().map(|created| created + WIPE_AFTER_TIME);
     }
 
     /// Drops all sessions and the outstanding initiation.

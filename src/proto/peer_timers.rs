@@ -5,7 +5,7 @@
 //! | initiation | an initiation sent, or one that had to wait | sends it again; gives up after [`INITIATIONS_MAX`] |
 //! | traffic | a worker that told of traffic | looks at [`Activity`](super::activity::Activity): sends a keepalive that is owed, begins a handshake if the peer is silent |
 //! | persistent keepalive | configuration | sends a keepalive if nothing has passed for so long |
-//! | wipe | a session made | drops sessions and keys |
+//! | wipe | a session made, a handshake given up | drops sessions and keys of no more use |
 //!
 //! Source: drivers/net/wireguard/timers.c; WireGuard whitepaper §6.
 
@@ -82,7 +82,7 @@ impl Peer {
     pub(super) fn fire(&mut self, shared: &mut Shared, at: Moment) {
         let due = |timer: &mut Option<Time>| timer.take_if(|time| *time <= at.now).is_some();
         if due(&mut self.timers.wipe_at) {
-            self.wipe(shared);
+            self.wipe_old(shared, at.now);
         }
         if due(&mut self.timers.initiation) {
             self.retry(shared, at);
