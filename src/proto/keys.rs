@@ -181,3 +181,87 @@ impl fmt::Display for PublicKey {
         f.write_str(&self.to_base64())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// RFC 7748 §6.1, Alice's public key.
+    const HEX: &str = "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a";
+    const BASE64: &str = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
+
+    #[test]
+    fn both_text_forms_name_the_same_key() {
+        let key = PublicKey::from_hex(HEX).unwrap();
+        assert_eq!(PublicKey::from_hex(&HEX.to_uppercase()), Ok(key));
+        assert_eq!(BASE64.parse(), Ok(key));
+        assert_eq!(
+            (key.to_hex(), key.to_base64(), key.to_string()),
+            (HEX.into(), BASE64.into(), BASE64.into())
+        );
+    }
+
+    #[test]
+    fn text_that_is_no_key_is_refused() {
+        let (last_digit, last_byte) = (HEX.replace("4e6a", "4e6"), HEX.replace("4e6a", "4e"));
+        let longer = format!("{HEX}00");
+        for text in ["", "0", &last_digit, &last_byte, &longer, &HEX.replace('f', "g"), &format!(" {HEX}")] {
+            assert_eq!(PublicKey::from_hex(text), Err(KeyError::Hex), "{text}");
+        }
+        let (unpadded, shorter) =
+            (BASE64.trim_end_matches('='), "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTg==");
+        // Its last character has bits that no byte takes.
+        let loose = BASE64.replace("Tmo=", "Tmp=");
+        let longer = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmoA";
+        for text in ["", unpadded, shorter, &loose, longer, &BASE64.replace('/', "_"), &format!("{BASE64}\n")]
+        {
+            assert_eq!(text.parse::<PublicKey>(), Err(KeyError::Base64), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_private_key_is_clamped_however_it_is_made() {
+        let text = "ff".repeat(32);
+        let mut clamped = [0xff; KEY_BYTES];
+        (clamped[0], clamped[31]) = (0xf8, 0x7f);
+        for key in [PrivateKey::from_bytes([0xff; KEY_BYTES]), PrivateKey::from_hex(&text).unwrap()] {
+            assert_eq!(key.expose(), &clamped);
+        }
+        assert_eq!(PrivateKey::from_bytes([0; KEY_BYTES]).expose()[31], 0x40);
+    }
+
+    #[test]
+    fn private_and_preshared_keys_are_not_printed() {
+        let (private, psk) = (PrivateKey::from_bytes([7; 32]), PresharedKey::from_bytes([7; 32]));
+        let text = format!("{private:?} {psk:?} {:?}", PresharedKey::default());
+        assert_eq!(text, "PrivateKey(hidden) PresharedKey(hidden) PresharedKey(none)");
+    }
+
+    #[test]
+    fn a_preshared_key_of_zeros_is_none() {
+        assert!(PresharedKey::NONE.is_none() && PresharedKey::from_hex(&"0".repeat(64)).unwrap().is_none());
+        let mut bytes = [0; KEY_BYTES];
+        bytes[31] = 1;
+        assert!(!PresharedKey::from_bytes(bytes).is_none());
+        assert_ne!(PresharedKey::from_bytes(bytes), PresharedKey::NONE);
+    }
+
+    proptest! {
+        #[test]
+        fn every_key_is_read_as_it_was_written(bytes: [u8; KEY_BYTES]) {
+            let (public, psk) = (PublicKey::from_bytes(bytes), PresharedKey::from_bytes(bytes));
+            prop_assert_eq!(PublicKey::from_hex(&public.to_hex()), Ok(public));
+            prop_assert_eq!(public.to_base64().parse(), Ok(public));
+            prop_assert_eq!(PresharedKey::from_hex(&psk.to_hex()), Ok(psk));
+            let private = PrivateKey::from_bytes(bytes);
+            prop_assert_eq!(private.to_base64().parse(), Ok(private));
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused_without_panic(text in "\\PC{0,80}") {
+            let _ = (PublicKey::from_hex(&text), text.parse::<PublicKey>(), text.parse::<PrivateKey>());
+        }
+    }
+}

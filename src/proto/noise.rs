@@ -9,6 +9,7 @@
 //!
 //! Source: WireGuard whitepaper §5.4.1 to §5.4.5; noiseprotocol.org/noise.html, revision 34.
 
+use std::fmt;
 use std::sync::LazyLock;
 
 use zeroize::{Zeroize, ZeroizeOnDrop};
@@ -327,8 +328,235 @@ impl Transcript {
     }
 }
 
-impl std::fmt::Debug for Transcript {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Transcript {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Transcript(hidden)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::time::WallTime;
+
+    /// Of low order: their product with any private key is zero.
+    const LOW_ORDER: [[u8; KEY_BYTES]; 2] = [[0; KEY_BYTES], {
+        let mut one = [0; KEY_BYTES];
+        one[0] = 1;
+        one
+    }];
+
+    /// Two sides that know each other.
+    struct Pair {
+        initiator: LocalKeys,
+        responder: LocalKeys,
+        to_responder: RemoteKeys,
+        to_initiator: RemoteKeys,
+    }
+
+    impl Pair {
+        fn new(psk: PresharedKey) -> Pair {
+            let (initiator, responder) = (LocalKeys::new(private(1)), LocalKeys::new(private(2)));
+            let to_responder = RemoteKeys::new(Some(&initiator), responder.public, psk.clone());
+            let to_initiator = RemoteKeys::new(Some(&responder), initiator.public, psk);
+            Pair { initiator, responder, to_responder, to_initiator }
+        }
+
+        fn initiate(&self) -> ([u8; INITIATION_BYTES], Initiated) {
+            create_initiation(&self.initiator, &self.to_responder, private(3), stamp(), 7).unwrap()
+        }
+
+        fn consume(&self, message: &[u8; INITIATION_BYTES]) -> Option<Consumed> {
+            consume_initiation(open_initiation(&self.responder, message)?, &self.to_initiator)
+        }
+
+        fn respond(&self, message: &[u8; INITIATION_BYTES]) -> ([u8; RESPONSE_BYTES], TransportKeys) {
+            let consumed = self.consume(message).unwrap();
+            create_response(&consumed, &self.to_initiator, private(4), 9).unwrap()
+        }
+
+        fn finish(&self, initiated: &Initiated, message: &[u8; RESPONSE_BYTES]) -> Option<TransportKeys> {
+            consume_response(&self.initiator, &self.to_responder, initiated, message)
+        }
+    }
+
+    fn private(seed: u8) -> PrivateKey {
+        PrivateKey::from_bytes([seed; KEY_BYTES])
+    }
+
+    fn psk() -> PresharedKey {
+        PresharedKey::from_bytes([5; KEY_BYTES])
+    }
+
+    fn stamp() -> Tai64n {
+        Tai64n::from_wall(WallTime::from_parts(1_700_000_000, 0))
+    }
+
+    #[test]
+    fn both_sides_end_with_the_same_keys_crossed() {
+        for psk in [PresharedKey::NONE, psk()] {
+            let pair = Pair::new(psk);
+            let (initiation, initiated) = pair.initiate();
+            let consumed = pair.consume(&initiation).unwrap();
+            assert_eq!((consumed.sender, consumed.timestamp), (7, stamp()));
+            let (response, responder) = pair.respond(&initiation);
+            let initiator = pair.finish(&initiated, &response).unwrap();
+            assert_eq!((*initiator.sealing, *initiator.opening), (*responder.opening, *responder.sealing));
+            assert_ne!(*initiator.sealing, *initiator.opening);
+            assert_eq!((initiator.remote_index, responder.remote_index), (9, 7));
+        }
+    }
+
+    #[test]
+    fn an_initiation_tells_whose_it_is_to_the_responder_alone() {
+        let pair = Pair::new(psk());
+        let (initiation, _) = pair.initiate();
+        assert_eq!(open_initiation(&pair.responder, &initiation).unwrap().initiator, pair.initiator.public);
+        assert!(open_initiation(&pair.initiator, &initiation).is_none());
+    }
+
+    #[test]
+    fn an_initiation_is_not_consumed_as_another_peers() {
+        let pair = Pair::new(psk());
+        let (initiation, _) = pair.initiate();
+        let other = RemoteKeys::new(Some(&pair.responder), private(8).public_key(), psk());
+        assert!(consume_initiation(open_initiation(&pair.responder, &initiation).unwrap(), &other).is_none());
+    }
+
+    #[test]
+    fn whoever_lacks_the_static_private_key_makes_no_initiation() {
+        // As the peer, but with another key than the one that the static-static secret is made with.
+        let mut pair = Pair::new(psk());
+        pair.to_responder.set_local(Some(&LocalKeys::new(private(8))));
+        let (initiation, _) = pair.initiate();
+        assert!(open_initiation(&pair.responder, &initiation).is_some());
+        assert!(pair.consume(&initiation).is_none());
+    }
+
+    #[test]
+    fn every_flipped_bit_of_an_initiation_is_refused() {
+        let pair = Pair::new(PresharedKey::NONE);
+        let (initiation, _) = pair.initiate();
+        // mac1 guards the fields in front.
+        for bit in 8 * initiation::EPHEMERAL.start..8 * initiation::TIMESTAMP.end {
+            let mut damaged = initiation;
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(pair.consume(&damaged).is_none(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_response_is_refused_and_the_right_one_still_taken() {
+        let pair = Pair::new(psk());
+        let (initiation, initiated) = pair.initiate();
+        let (response, _) = pair.respond(&initiation);
+        for bit in 8 * response::EPHEMERAL.start..8 * response::NOTHING.end {
+            let mut damaged = response;
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(pair.finish(&initiated, &damaged).is_none(), "bit {bit}");
+        }
+        assert!(pair.finish(&initiated, &response).is_some());
+    }
+
+    #[test]
+    fn a_response_to_another_initiation_is_refused() {
+        let pair = Pair::new(psk());
+        let (initiation, _) = pair.initiate();
+        let (response, _) = pair.respond(&initiation);
+        let second = create_initiation(&pair.initiator, &pair.to_responder, private(6), stamp(), 7);
+        assert!(pair.finish(&second.unwrap().1, &response).is_none());
+    }
+
+    #[test]
+    fn the_preshared_key_at_the_time_of_the_response_counts() {
+        let mut pair = Pair::new(PresharedKey::NONE);
+        let (initiation, initiated) = pair.initiate();
+        pair.to_initiator.set_psk(psk());
+        let (response, _) = pair.respond(&initiation);
+        assert!(pair.finish(&initiated, &response).is_none());
+        pair.to_responder.set_psk(psk());
+        assert!(pair.finish(&initiated, &response).is_some());
+    }
+
+    #[test]
+    fn no_handshake_with_a_static_key_of_low_order_or_without_our_own() {
+        let local = LocalKeys::new(private(1));
+        for point in LOW_ORDER {
+            let remote = RemoteKeys::new(Some(&local), PublicKey::from_bytes(point), PresharedKey::NONE);
+            assert!(create_initiation(&local, &remote, private(3), stamp(), 7).is_none());
+        }
+        let mut pair = Pair::new(PresharedKey::NONE);
+        let (initiation, _) = pair.initiate();
+        pair.to_initiator.set_local(None);
+        assert!(pair.consume(&initiation).is_none());
+        pair.to_initiator.set_local(Some(&pair.responder));
+        assert!(pair.consume(&initiation).is_some());
+    }
+
+    /// Everything about it is right for somebody who takes zero for a secret.
+    #[test]
+    fn an_initiation_with_an_ephemeral_key_of_low_order_is_refused() {
+        let pair = Pair::new(PresharedKey::NONE);
+        for point in LOW_ORDER {
+            let mut message = [0; INITIATION_BYTES];
+            message[initiation::EPHEMERAL].copy_from_slice(&point);
+            let mut transcript = Transcript::begin(&pair.responder.public);
+            transcript.mix_ephemeral(&PublicKey::from_bytes(point));
+            let key = transcript.mix_secret_for_key(&[0; KEY_BYTES]);
+            transcript.seal(&key, pair.initiator.public.as_bytes(), &mut message[initiation::STATIC]);
+            assert!(open_initiation(&pair.responder, &message).is_none());
+        }
+    }
+
+    /// As above, and made by the true responder.
+    #[test]
+    fn a_response_with_an_ephemeral_key_of_low_order_is_refused() {
+        let pair = Pair::new(PresharedKey::NONE);
+        let (initiation, initiated) = pair.initiate();
+        for point in LOW_ORDER {
+            let mut message = [0; RESPONSE_BYTES];
+            message[response::EPHEMERAL].copy_from_slice(&point);
+            let mut transcript = pair.consume(&initiation).unwrap().transcript.clone();
+            transcript.mix_ephemeral(&PublicKey::from_bytes(point));
+            transcript.mix_secret(&[0; KEY_BYTES]);
+            transcript.mix_secret(&[0; KEY_BYTES]);
+            let key = transcript.mix_psk(&PresharedKey::NONE);
+            transcript.seal(&key, &[], &mut message[response::NOTHING]);
+            assert!(pair.finish(&initiated, &message).is_none());
+        }
+    }
+
+    #[test]
+    fn nothing_secret_is_printed() {
+        let pair = Pair::new(psk());
+        let (initiation, initiated) = pair.initiate();
+        let (_, keys) = pair.respond(&initiation);
+        assert_eq!(
+            format!("{initiated:?}"),
+            "Initiated { transcript: Transcript(hidden), ephemeral: DhKey(hidden) }"
+        );
+        assert_eq!(
+            format!("{keys:?}"),
+            "TransportKeys { sealing: Secret(hidden), opening: Secret(hidden), remote_index: 7 }"
+        );
+        let remote = format!("{:?}", pair.to_responder);
+        assert!(
+            remote.ends_with("static_static: Some(Secret(hidden)), psk: PresharedKey(hidden) }"),
+            "{remote}"
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn any_bytes_are_refused_without_panic(bytes in prop::collection::vec(any::<u8>(), INITIATION_BYTES)) {
+            let pair = Pair::new(psk());
+            prop_assert!(pair.consume(bytes.first_chunk().unwrap()).is_none());
+            let (_, initiated) = pair.initiate();
+            prop_assert!(pair.finish(&initiated, bytes.first_chunk().unwrap()).is_none());
+        }
     }
 }

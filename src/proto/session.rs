@@ -20,8 +20,8 @@ use crate::wire::message::{DATA_HEADER_BYTES, DATA_OVERHEAD_BYTES, DATA_TAG_BYTE
 
 /// Data messages after which a new session is wanted. Whitepaper §6.1, Rekey-After-Messages.
 pub const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
-/// Data messages after which a session is of no more use: counters from here on are neither sent nor accepted. Whitepaper
-/// §6.1, Reject-After-Messages, less the replay window, as in the kernel.
+/// Data messages after which a session is of no more use: counters from here on are neither sent nor accepted. The distance
+/// to 2^64 is more than the replay window, so that nothing there can wrap. Whitepaper §6.1, Reject-After-Messages.
 pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 
 /// Who sent the handshake's initiation.
@@ -222,5 +222,146 @@ impl fmt::Debug for Session {
             .field("remote_index", &self.remote_index)
             .field("role", &self.role)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::thread;
+
+    use super::*;
+    use crate::wire::message::{Kind, classify};
+
+    /// The two ends of one session, made at the start of time.
+    fn pair() -> (Session, Session) {
+        let keys = |role, sealing, opening| Keys {
+            peer: 3,
+            local_index: 10,
+            remote_index: 20,
+            role,
+            sealing: Secret::new([sealing; 32]),
+            opening: Secret::new([opening; 32]),
+            created: Time::default(),
+        };
+        (Session::new(keys(Role::Initiator, 1, 2)), Session::new(keys(Role::Responder, 2, 1)))
+    }
+
+    fn after(secs: u64) -> Time {
+        Time::default() + Span::from_secs(secs)
+    }
+
+    /// `packet` with room for header and tag.
+    fn unsealed(packet: &[u8]) -> Vec<u8> {
+        [&[0; DATA_HEADER_BYTES], packet, &[0; DATA_TAG_BYTES]].concat()
+    }
+
+    #[test]
+    fn what_one_end_seals_the_other_opens() {
+        let (initiator, responder) = pair();
+        for (from, to) in [(&initiator, &responder), (&responder, &initiator)] {
+            let mut message = unsealed(b"sixteen bytes ok");
+            from.seal(77, &mut message);
+            assert_eq!(classify(&message), Some(Kind::Data { receiver: 20, counter: 77 }));
+            let packet = to.open(77, &mut message, after(1)).unwrap();
+            assert_eq!(message[packet], *b"sixteen bytes ok");
+        }
+    }
+
+    #[test]
+    fn a_keepalive_is_an_empty_packet() {
+        let (initiator, responder) = pair();
+        let mut message = unsealed(b"");
+        initiator.seal(0, &mut message);
+        assert_eq!(responder.open(0, &mut message, after(1)), Ok(16..16));
+    }
+
+    #[test]
+    fn a_flipped_bit_or_another_counter_is_refused() {
+        let (initiator, responder) = pair();
+        let mut sealed = unsealed(b"packet");
+        initiator.seal(5, &mut sealed);
+        for bit in 8 * DATA_HEADER_BYTES..8 * sealed.len() {
+            let mut damaged = sealed.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(responder.open(5, &mut damaged, after(1)), Err(Unusable::BadTag), "bit {bit}");
+        }
+        assert_eq!(responder.open(6, &mut sealed.clone(), after(1)), Err(Unusable::BadTag));
+        assert!(responder.open(5, &mut sealed, after(1)).is_ok());
+    }
+
+    #[test]
+    fn no_counter_is_reserved_twice_by_however_many_workers() {
+        let (session, _) = pair();
+        let reserve = || (0..1_000).map(|turn| (session.reserve(turn % 7, after(1)).unwrap(), turn % 7));
+        let reserved: Vec<(u64, u64)> = thread::scope(|scope| {
+            let workers: Vec<_> = (0..4).map(|_| scope.spawn(|| reserve().collect::<Vec<_>>())).collect();
+            workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+        });
+        let counters: Vec<u64> = reserved.iter().flat_map(|(first, count)| *first..first + count).collect();
+        assert_eq!(counters.iter().collect::<HashSet<_>>().len(), counters.len());
+        assert_eq!(session.sent(), counters.len() as u64);
+    }
+
+    #[test]
+    fn counters_end_at_reject_after_messages_on_both_sides() {
+        assert_eq!(REJECT_AFTER_MESSAGES, (1u128 << 64).wrapping_sub((1 << 13) + 1) as u64);
+        let (initiator, responder) = pair();
+        initiator.skip_to(REJECT_AFTER_MESSAGES - 3);
+        assert_eq!(initiator.reserve(4, after(1)), Err(Unusable::CounterExhausted));
+        assert_eq!(initiator.reserve(3, after(1)), Ok(REJECT_AFTER_MESSAGES - 3), "refusing used none up");
+        assert_eq!(initiator.reserve(1, after(1)), Err(Unusable::CounterExhausted));
+        assert_eq!(initiator.reserve(u64::MAX, after(1)), Err(Unusable::CounterExhausted));
+        for (counter, expected) in [
+            (REJECT_AFTER_MESSAGES - 1, Ok(16..16)),
+            (REJECT_AFTER_MESSAGES, Err(Unusable::CounterExhausted)),
+            (u64::MAX, Err(Unusable::CounterExhausted)),
+        ] {
+            let mut message = unsealed(b"");
+            initiator.seal(counter, &mut message);
+            assert_eq!(responder.open(counter, &mut message, after(1)), expected, "{counter}");
+        }
+    }
+
+    #[test]
+    fn a_session_is_neither_sent_on_nor_received_on_after_180_seconds() {
+        let (initiator, responder) = pair();
+        let last = after(180) - Span::from_nanos(1);
+        assert_eq!(initiator.reserve(1, last), Ok(0));
+        let mut message = unsealed(b"");
+        initiator.seal(0, &mut message);
+        assert!(responder.open(0, &mut message.clone(), last).is_ok());
+        assert_eq!(initiator.reserve(1, after(180)), Err(Unusable::Expired));
+        assert_eq!(responder.open(0, &mut message, after(180)), Err(Unusable::Expired));
+        assert!(initiator.expired(after(180)) && !initiator.expired(last));
+    }
+
+    #[test]
+    fn only_the_initiator_renews_by_time_and_either_by_messages() {
+        let (initiator, responder) = pair();
+        let before = |secs| after(secs) - Span::from_nanos(1);
+        assert!(!initiator.rekey_due_on_send(before(120)) && initiator.rekey_due_on_send(after(120)));
+        assert!(!initiator.rekey_due_on_receive(before(165)) && initiator.rekey_due_on_receive(after(165)));
+        assert!(!responder.rekey_due_on_send(before(180)) && !responder.rekey_due_on_receive(before(180)));
+        for session in [initiator, responder] {
+            session.skip_to(REKEY_AFTER_MESSAGES - 1);
+            assert!(!session.rekey_due_on_send(after(1)));
+            session.reserve(1, after(1)).unwrap();
+            assert!(session.rekey_due_on_send(after(1)));
+        }
+    }
+
+    #[test]
+    fn the_responder_s_session_is_confirmed_once_and_the_initiator_s_from_the_start() {
+        let (initiator, responder) = pair();
+        assert!(initiator.confirmed() && !initiator.confirm());
+        assert!(!responder.confirmed());
+        assert!(responder.confirm() && responder.confirmed() && !responder.confirm());
+    }
+
+    #[test]
+    fn no_key_is_printed() {
+        let expected = "Session { peer: 3, local_index: 10, remote_index: 20, role: Initiator, .. }";
+        assert_eq!(format!("{:?}", pair().0), expected);
     }
 }
