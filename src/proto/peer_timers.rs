@@ -10,8 +10,9 @@
 //! Source: drivers/net/wireguard/timers.c; WireGuard whitepaper §6.
 
 use super::output::Reason;
-use super::peer::{Moment, Peer, Shared};
+use super::peer::Peer;
 use super::rng::Rng;
+use super::shared::{Moment, Shared};
 use super::timers::{
     DEAF_TIMEOUT, INITIATIONS_MAX, KEEPALIVE_TIMEOUT, REKEY_JITTER_MAX, REKEY_TIMEOUT, WIPE_AFTER_TIME,
 };
