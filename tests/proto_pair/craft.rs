@@ -44,6 +44,16 @@ impl Hand {
         (self.flight(&bytes), initiated)
     }
 
+    /// The response to `initiation`.
+    pub fn response(&mut self, initiation: &Flight, index: u32) -> Flight {
+        let arrived = noise::open_initiation(&self.local, initiation.bytes.first_chunk().unwrap()).unwrap();
+        let consumed = noise::consume_initiation(arrived, &self.remote).unwrap();
+        let ephemeral = self.rng.private_key();
+        let (mut bytes, _) = noise::create_response(&consumed, &self.remote, ephemeral, index).unwrap();
+        self.macs.write_macs(&mut bytes, Time::default());
+        self.flight(&bytes)
+    }
+
     /// A message of which only mac1 is right.
     pub fn junk(&mut self, kind: u8) -> Flight {
         let mut bytes = vec![0; if kind == INITIATION { 148 } else { 92 }];

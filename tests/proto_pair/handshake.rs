@@ -396,13 +396,16 @@ fn handshakes_are_marked_af41_and_nothing_else_is() {
 
 #[test]
 fn a_session_belongs_to_the_worker_that_its_index_names() {
-    let mut net = Net::connected();
-    for node in [A, B] {
-        for index in net.nodes[node].sessions.keys() {
-            assert_eq!(index & 0xff & 1, PEER & 1, "two workers, the first peer");
-        }
+    let mut net = Net::new(3, 1);
+    for other in [B, C] {
+        let peer = net.introduce(A, other);
+        net.introduce(other, A);
+        net.send_to(A, peer, b"hello");
     }
     net.run(secs(1));
+    let sessions = &net.nodes[A].sessions;
+    let workers: Vec<_> = sessions.values().map(|one| (one.peer(), one.local_index() & 0xff & 1)).collect();
+    assert!(workers.len() == 2 && workers.contains(&(0, 0)) && workers.contains(&(1, 1)), "{workers:?}");
 }
 
 #[test]
@@ -444,4 +447,74 @@ fn without_a_private_key_nobody_is_answered_and_nothing_begins() {
     net.set_private_key(B, Some(key));
     net.run(millis(100));
     assert_eq!(net.delivered(A), 1, "the staged packet");
+}
+
+#[test]
+fn initiations_that_cross_while_a_session_lives_leave_one_in_use() {
+    let mut net = Net::connected();
+    net.run(secs(10));
+    for node in [A, B] {
+        let current = net.nodes[node].peers[&PEER].current.clone().unwrap();
+        current.skip_to(uringvpn::proto::session::REKEY_AFTER_MESSAGES);
+        net.send(node, b"renews");
+    }
+    assert_eq!((net.sent(A, INITIATION).len(), net.sent(B, INITIATION).len()), (2, 1));
+    net.run(secs(1));
+    net.assert_both_ways(millis(50));
+    let current = [A, B].map(|node| net.nodes[node].peers[&PEER].current.clone().unwrap());
+    assert_ne!(current[0].role(), current[1].role());
+    assert!(current.iter().all(|session| session.sent() < 100), "both are new");
+}
+
+#[test]
+fn a_peer_that_forgets_its_initiation_for_ours_is_met_on_ours() {
+    // With the lower public key and with the higher one.
+    for seed in [1, 2, 3, 4, 5, 6] {
+        let mut net = Net::pair_with_seed(seed);
+        let key = net.nodes[B].key.clone();
+        let mut hand = Hand::new(&net, key, B, A);
+        net.cut();
+        net.send(A, b"hello");
+        let ours = net.sent(A, INITIATION)[0].clone();
+        net.deliver(&hand.initiation(1_800_000_000, 1).0);
+        assert_eq!(net.sent(A, RESPONSE).len(), 1);
+        net.deliver(&hand.response(&ours, 0x0bad_cafe));
+        let data = net.sent(A, DATA);
+        assert_eq!(data[0].bytes[4..8], 0x0bad_cafe_u32.to_le_bytes());
+    }
+}
+
+#[test]
+fn a_session_that_was_confirmed_a_moment_ago_outlives_the_next_initiation() {
+    let mut net = Net::pair();
+    let key = net.nodes[A].key.clone();
+    let mut hand = Hand::new(&net, key, A, B);
+    net.send(A, b"confirms");
+    net.run(millis(20));
+    let data = net.under_way.pop().unwrap();
+    assert_eq!(data.kind(), DATA);
+    net.run(millis(20));
+    let now = net.now;
+    let next = hand.initiation(1_800_000_000, 1).0;
+    // The worker opens it, and before the device hears of that there is the next initiation.
+    net.nodes[B].receive(&data.bytes, data.from, now);
+    net.deliver(&next);
+    assert_eq!(net.nodes[B].handled.last(), Some(&Handled::InitiationAccepted(PEER)));
+    net.assert_both_ways(millis(50));
+}
+
+#[test]
+fn the_greatest_stamp_locks_a_key_out_until_its_peer_is_added_again() {
+    let mut net = Net::pair();
+    let key = net.nodes[A].key.clone();
+    let mut hand = Hand::new(&net, key, A, B);
+    net.deliver(&hand.initiation(u64::MAX / 4, 1).0);
+    net.run(secs(10));
+    net.send(A, b"locked out");
+    net.run(secs(1));
+    assert_eq!(net.nodes[B].handled.last(), Some(&Handled::InitiationReplayed));
+    net.with(B, |node, _| node.device.remove_peer(PEER));
+    net.introduce(B, A);
+    net.run(secs(6));
+    assert_eq!(net.delivered(B), 1);
 }

@@ -206,3 +206,33 @@ fn when_the_interface_comes_up_persistent_keepalives_begin_at_once() {
         net.assert_both_ways(millis(50));
     }
 }
+
+#[test]
+fn a_fact_noted_while_nobody_watches_any_more_is_still_seen() {
+    let mut net = Net::connected();
+    net.run(millis(9_300));
+    assert_eq!(net.keepalives(B).len(), 1, "after which B has nothing to wait for");
+    // As a worker does that has just seen B watching.
+    let activity = std::sync::Arc::clone(&net.nodes[B].peers[&PEER].activity);
+    activity.set_owed(Some(net.now));
+    net.run(secs(30));
+    assert_eq!(net.keepalives(B).len(), 2);
+}
+
+#[test]
+fn traffic_noted_while_the_interface_was_down_is_told_again_when_it_is_up() {
+    let mut net = Net::connected();
+    net.set_up(A, false);
+    // A worker that has not heard of it yet.
+    let activity = std::sync::Arc::clone(&net.nodes[A].peers[&PEER].activity);
+    assert!(activity.data_sent(100, net.now));
+    net.with(A, |node, _| node.notes.push(PEER));
+    net.set_up(A, true);
+    net.send(A, b"hello");
+    net.run(secs(1));
+    net.cut();
+    let before = net.sent(A, INITIATION).len();
+    net.send(A, b"nobody answers");
+    net.run(secs(16));
+    assert_eq!(net.sent(A, INITIATION).len(), before + 1);
+}
