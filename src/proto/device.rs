@@ -1,7 +1,7 @@
 //! All peers of one interface: the surface of the protocol core. Its contract is in [`super`].
 //!
 //! Peers are found by public key or by receiver index; each has one entry in the timer queue. What came in from the network
-//! is taken in [`super::receive`].
+//! is taken in `receive`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;

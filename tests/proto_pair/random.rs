@@ -110,7 +110,9 @@ impl Run {
 
     /// Another key for a while, then the old one again.
     fn other_key(&mut self, node: usize) {
-        self.net.set_private_key(node, Some(PrivateKey::from_bytes([66; 32])));
+        let mut other = [66; 32];
+        other[1] = 65;
+        self.net.set_private_key(node, Some(PrivateKey::from_bytes(other)));
         self.excuses.note(node, self.net.now);
         let span = millis(self.draws.below(3_000));
         self.net.run(span);
