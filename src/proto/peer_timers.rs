@@ -31,7 +31,7 @@ pub(super) struct Timers {
     traffic: Option<Time>,
     /// Whether workers were told that a timer looks at the traffic.
     watched: bool,
-    /// What is added to [`DEAF_TIMEOUT`].
+    /// What is added to [`DEAF_TIMEOUT`], drawn when traffic begins.
     deaf_jitter: Span,
     persistent: Option<Time>,
     /// Whether the next persistent keepalive is the first.
@@ -105,7 +105,6 @@ impl Peer {
             return self.initiate(shared, at);
         }
         self.timers.attempts = 0;
-        self.activity.set_owed(None);
         self.timers.wipe_at.get_or_insert(at.now + WIPE_AFTER_TIME);
         self.give_up(shared);
     }
@@ -151,7 +150,6 @@ impl Peer {
         let silent = self.activity.unanswered_since().map(|since| at.now.since(since));
         if silent >= Some(self.deaf_timeout()) {
             self.activity.silence_noted();
-            self.timers.deaf_jitter = jitter(&mut shared.rng);
             self.forget_local_address(shared);
             self.want_handshake(shared, at);
         }

@@ -129,6 +129,17 @@ fn new_packets_count_the_attempts_from_the_beginning() {
 }
 
 #[test]
+fn a_packet_that_finds_an_initiation_under_way_counts_it_as_the_first() {
+    let mut net = Net::pair();
+    net.cut();
+    net.send(A, b"one");
+    net.run(secs(2));
+    net.send(A, b"two");
+    net.run(secs(300));
+    assert_eq!(net.sent(A, INITIATION).len(), 20);
+}
+
+#[test]
 fn however_much_is_sent_there_is_one_initiation_in_five_seconds() {
     let mut net = Net::pair();
     net.cut();

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use uringvpn::proto::activity::News;
 use uringvpn::proto::session::{REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES, Role, Session};
 
 use super::net::{A, B, DATA, Flight, INITIATION, Net, PEER, RESPONSE, millis, secs};
@@ -46,6 +47,33 @@ fn the_responder_does_not_renew_by_time() {
         net.send(B, b"data");
     }
     assert_eq!(net.sent(B, INITIATION).len(), 0);
+}
+
+#[test]
+fn whoever_has_just_answered_does_not_renew_by_itself() {
+    let mut net = Net::connected();
+    net.run(secs(120));
+    net.lose(|flight| flight.kind() == RESPONSE);
+    current(&net, B).unwrap().skip_to(REKEY_AFTER_MESSAGES);
+    net.send(B, b"renews");
+    net.run(millis(100));
+    assert_eq!((net.sent(B, INITIATION).len(), net.sent(A, RESPONSE).len()), (1, 1));
+    net.send(A, b"would renew");
+    net.heal();
+    net.run(secs(20));
+    assert_eq!((net.sent(B, INITIATION).len(), net.sent(A, INITIATION).len()), (2, 1));
+}
+
+#[test]
+fn a_worker_that_asks_for_a_session_gets_one_only_if_there_is_none_or_it_ends_now() {
+    let mut net = Net::connected();
+    net.run(secs(10));
+    net.with(A, |node, _| node.tell(PEER, News::SessionWanted));
+    assert_eq!(net.sent(A, INITIATION).len(), 1);
+    let end = current(&net, A).unwrap().created() + secs(180);
+    net.run(end.since(net.now + millis(1)));
+    net.with(A, |node, _| node.tell(PEER, News::SessionWanted));
+    assert_eq!(net.sent(A, INITIATION).len(), 2, "its clock was a moment ahead");
 }
 
 #[test]
