@@ -23,7 +23,7 @@ use super::keys::{KEY_BYTES, PublicKey};
 use super::rng::Rng;
 use super::timers::{COOKIE_LATENCY, COOKIE_LIFETIME};
 use crate::time::Time;
-use crate::wire::message::{COOKIE_BYTES, RESPONSE_BYTES, TYPE_COOKIE, cookie};
+use crate::wire::message::{COOKIE_BYTES, INITIATION_BYTES, RESPONSE_BYTES, TYPE_COOKIE, cookie};
 
 const LABEL_MAC1: &[u8] = b"mac1----";
 const LABEL_COOKIE: &[u8] = b"cookie--";
@@ -32,7 +32,8 @@ const MACS_BYTES: usize = 2 * MAC_BYTES;
 /// How long after its arrival a cookie is used.
 const COOKIE_USE: u64 = COOKIE_LIFETIME.as_nanos() - COOKIE_LATENCY.as_nanos();
 
-const _: () = assert!(COOKIE_BYTES < RESPONSE_BYTES, "no reply is longer than what it answers");
+const _: () =
+    assert!(COOKIE_BYTES < RESPONSE_BYTES && RESPONSE_BYTES < INITIATION_BYTES, "no answer is longer");
 
 type Mac = [u8; MAC_BYTES];
 type Cookie = Zeroizing<Mac>;
@@ -205,7 +206,6 @@ mod tests {
     use super::*;
     use crate::proto::rng::Rng;
     use crate::time::Span;
-    use crate::wire::message::INITIATION_BYTES;
 
     const SENDER: u32 = 0x0403_0201;
 

@@ -230,8 +230,9 @@ pub fn hmac(key: &Hash, parts: &[&[u8]]) -> Hash {
     let mut inner = Blake2s256::new();
     Digest::update(&mut inner, inner_pad);
     parts.iter().for_each(|part| Digest::update(&mut inner, part));
-    let inner: Hash = inner.finalize().into();
+    let mut inner: Hash = inner.finalize().into();
     let outer = hash(&[&outer_pad, &inner]);
+    inner.zeroize();
     inner_pad.zeroize();
     outer_pad.zeroize();
     outer
