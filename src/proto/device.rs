@@ -1,7 +1,7 @@
 //! All peers of one interface: the surface of the protocol core. Its contract is in [`super`].
 //!
 //! Peers are found by public key or by receiver index; each has one entry in the timer queue. What came in from the network
-//! is taken in [`super::receive`].
+//! is taken in `receive`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -14,9 +14,10 @@ use super::index::Indices;
 use super::keys::{PresharedKey, PrivateKey, PublicKey};
 use super::noise::LocalKeys;
 use super::output::{PeerStatus, Reason, Transmit, Update};
-use super::peer::{Local, Moment, Peer, Shared};
+use super::peer::Peer;
 use super::rate_limit::RateLimit;
 use super::rng::Rng;
+use super::shared::{Local, Moment, Shared};
 use super::{Endpoint, PeerIndex};
 use crate::time::{Span, Time, WallTime};
 
@@ -203,6 +204,8 @@ impl Device {
             let news = peer.activity.take_news();
             if shared.up {
                 peer.news(shared, news, Moment { now, wall });
+            } else {
+                peer.forget_traffic();
             }
         });
     }

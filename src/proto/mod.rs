@@ -12,6 +12,10 @@
 //! No clock, no randomness, no socket: [`Time`](crate::time::Time) and [`WallTime`](crate::time::WallTime) are arguments, random
 //! bytes come from a generator that was given a seed. So the simulation and the tests run what ships.
 //!
+//! After anything of the first two kinds: take all updates and publish them to the workers in their order, send all datagrams,
+//! and ask for the next deadline. What one call leaves to be taken is bounded by what it was about: one peer, or those whose
+//! timers were due.
+//!
 //! # Who does what
 //!
 //! The protocol thread owns the [`device::Device`]: handshakes, timers, cookies. It is never on the way of a data packet.
@@ -31,11 +35,17 @@
 //!
 //! | section | file |
 //! |---|---|
-//! | §5.1 silence, TAI64N | [`noise`], [`tai64n`] |
+//! | §5.1 silence, TAI64N | `receive`, [`tai64n`] |
 //! | §5.3 denial of service, §5.4.4 mac1 and mac2, §5.4.7 cookies | [`cookie`], [`rate_limit`] |
-//! | §5.4.1 to §5.4.3 handshake messages, §5.4.5 key derivation | [`noise`] |
+//! | §5.4.1 to §5.4.3 handshake messages, §5.4.5 key derivation | [`noise`], `peer_handshake` |
 //! | §5.4.6 transport data | [`session`], [`replay`] |
-//! | §6 timers | [`timers`], [`peer`] |
+//! | §5.4.5 previous, current, next session | `slots` |
+//! | §6 timers | [`timers`], `peer_timers` |
+//!
+//! Where we do otherwise than the kernel, and why: a handshake that had to wait because one was just sent begins by itself as
+//! soon as it may; initiations that cross leave both sides with a session at once, and the side with the lower public key
+//! goes over to the other's, see `slots`; keys are wiped by the age of the oldest session, not of the newest; after a change of our
+//! own key handshakes with all peers begin at once.
 
 pub mod activity;
 pub mod cookie;
@@ -46,12 +56,14 @@ pub mod keys;
 pub mod noise;
 pub mod output;
 mod peer;
+mod peer_handshake;
 mod peer_timers;
 pub mod rate_limit;
 mod receive;
 pub mod replay;
 pub mod rng;
 pub mod session;
+mod shared;
 mod slots;
 pub mod tai64n;
 pub mod timers;

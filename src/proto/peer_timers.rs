@@ -5,13 +5,14 @@
 //! | initiation | an initiation sent, or one that had to wait | sends it again; gives up after [`INITIATIONS_MAX`] |
 //! | traffic | a worker that told of traffic | looks at [`Activity`](super::activity::Activity): sends a keepalive that is owed, begins a handshake if the peer is silent |
 //! | persistent keepalive | configuration | sends a keepalive if nothing has passed for so long |
-//! | wipe | a session made | drops sessions and keys |
+//! | wipe | a session made, a handshake given up | drops sessions and keys of no more use |
 //!
 //! Source: drivers/net/wireguard/timers.c; WireGuard whitepaper §6.
 
 use super::output::Reason;
-use super::peer::{Moment, Peer, Shared};
+use super::peer::Peer;
 use super::rng::Rng;
+use super::shared::{Moment, Shared};
 use super::timers::{
     DEAF_TIMEOUT, INITIATIONS_MAX, KEEPALIVE_TIMEOUT, REKEY_JITTER_MAX, REKEY_TIMEOUT, WIPE_AFTER_TIME,
 };
@@ -30,7 +31,7 @@ pub(super) struct Timers {
     traffic: Option<Time>,
     /// Whether workers were told that a timer looks at the traffic.
     watched: bool,
-    /// What is added to [`DEAF_TIMEOUT`].
+    /// What is added to [`DEAF_TIMEOUT`], drawn when traffic begins.
     deaf_jitter: Span,
     persistent: Option<Time>,
     /// Whether the next persistent keepalive is the first.
@@ -82,7 +83,7 @@ impl Peer {
     pub(super) fn fire(&mut self, shared: &mut Shared, at: Moment) {
         let due = |timer: &mut Option<Time>| timer.take_if(|time| *time <= at.now).is_some();
         if due(&mut self.timers.wipe_at) {
-            self.wipe(shared);
+            self.wipe_old(shared, at.now);
         }
         if due(&mut self.timers.initiation) {
             self.retry(shared, at);
@@ -104,7 +105,6 @@ impl Peer {
             return self.initiate(shared, at);
         }
         self.timers.attempts = 0;
-        self.activity.set_owed(None);
         self.timers.wipe_at.get_or_insert(at.now + WIPE_AFTER_TIME);
         self.give_up(shared);
     }
@@ -150,7 +150,6 @@ impl Peer {
         let silent = self.activity.unanswered_since().map(|since| at.now.since(since));
         if silent >= Some(self.deaf_timeout()) {
             self.activity.silence_noted();
-            self.timers.deaf_jitter = jitter(&mut shared.rng);
             self.forget_local_address(shared);
             self.want_handshake(shared, at);
         }

@@ -9,7 +9,7 @@ use super::Endpoint;
 use super::device::Device;
 use super::noise;
 use super::output::{Handled, Message, Transmit};
-use super::peer::Moment;
+use super::shared::Moment;
 use super::timers::{UNDER_LOAD_QUEUED, UNDER_LOAD_TIME};
 use crate::time::{Time, WallTime};
 use crate::wire::message::{
@@ -144,4 +144,47 @@ impl Device {
 
 fn number(field: &[u8]) -> u32 {
     u32::from_le_bytes(*field.first_chunk().expect("the fields of indices have 4 bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, SocketAddr};
+
+    use super::*;
+    use crate::proto::cookie::MacWriter;
+    use crate::proto::keys::PrivateKey;
+    use crate::proto::rng::Rng;
+    use crate::time::Span;
+
+    const WALL: WallTime = WallTime::from_parts(1_700_000_000, 0);
+
+    #[test]
+    fn nothing_is_kept_of_a_hundred_thousand_junk_initiations() {
+        let mut device = Device::new(4, [1; 32]);
+        let key = PrivateKey::from_bytes([2; 32]);
+        let mut macs = MacWriter::new(&key.public_key());
+        device.set_private_key(Some(key), Time::default(), WALL);
+        device.set_up(true, Time::default(), WALL);
+        device.add_peer(PrivateKey::from_bytes([3; 32]).public_key());
+        while device.poll_update().is_some() {}
+        let mut rng = Rng::from_seed([4; 32]);
+        let mut answers = 0;
+        for number in 0..100_000u32 {
+            let now = Time::default() + Span::from_nanos(u64::from(number) * 10_000);
+            let mut junk = [0; INITIATION_BYTES];
+            rng.fill(&mut junk);
+            junk[..4].copy_from_slice(&[1, 0, 0, 0]);
+            macs.write_macs(&mut junk, now);
+            let from = Endpoint::to(SocketAddr::new(IpAddr::from(number.to_be_bytes()), 9));
+            let queued = if number < 1000 { 0 } else { UNDER_LOAD_QUEUED };
+            device.handle_datagram(&junk, from, queued, now, WALL);
+            while device.poll_transmit().is_some() {
+                answers += 1;
+            }
+        }
+        assert_eq!(answers, 99_000, "a cookie each, under load");
+        assert!(device.shared.indices.is_empty() && device.poll_update().is_none());
+        assert!(device.poll_timeout().is_none() && device.peers().count() == 1);
+        assert!(device.shared.transmits.capacity() < 16);
+    }
 }

@@ -79,6 +79,17 @@ impl Slots {
         yields
     }
 
+    /// When the oldest session was made.
+    pub(super) fn oldest(&self) -> Option<Time> {
+        self.iter().map(|session| session.created()).min()
+    }
+
+    /// Empties the slots whose sessions are too old to be used.
+    pub(super) fn take_expired(&mut self, now: Time) -> [Option<Arc<Session>>; 3] {
+        [&mut self.previous, &mut self.current, &mut self.next]
+            .map(|slot| slot.take_if(|session| session.expired(now)))
+    }
+
     /// Empties all slots.
     pub(super) fn take_all(&mut self) -> [Option<Arc<Session>>; 3] {
         [self.previous.take(), self.current.take(), self.next.take()]

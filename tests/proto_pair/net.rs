@@ -29,6 +29,12 @@ impl Flight {
     pub fn kind(&self) -> u8 {
         self.bytes[0]
     }
+
+    /// The same, to where `node` really is.
+    pub fn redirected(mut self, net: &Net, node: usize) -> Flight {
+        self.to = net.nodes[node].address;
+        self
+    }
 }
 
 /// What becomes of a datagram that is sent.
