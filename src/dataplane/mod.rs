@@ -7,11 +7,11 @@
 //! | 1 | [`DataWorker::on_tun_read`] | a leased buffer holds one TUN read: vnet header and superpacket | |
 //! | 2 | [`outbound::superpacket`] | entry point of the walk | |
 //! | 3 | [`VnetHdr::parse`], [`IpView::parse`] | once, before anything is cut | [`OutMalformed`] |
-//! | 4 | [`AllowedIps::lookup`] | routed once: all segments share one flow | [`NoRoute`], [`NoEndpoint`] |
+//! | 4 | [`View::route`], [`View::way_to`] | routed once: all segments share one flow; without a session they are staged | [`NoRoute`], [`NoEndpoint`], [`StageFull`], [`NoSession`] |
 //! | 5 | [`Split::plan`] | how the superpacket is cut | [`OutBadOffload`] |
-//! | 6a | [`Split::spread`], [`Encap::seal`], [`Trains::adopt`] | a superpacket is cut where it lies: its buffer becomes a train | |
+//! | 6a | [`Split::spread`], [`Sealer::seal`], [`Trains::adopt`] | a superpacket is cut where it lies: its buffer becomes a train | |
 //! | 6b | [`Trains::reserve`] | others: room at the end of the peer's train; without a free buffer the read waits | |
-//! | 7 | [`Split::emit`], [`Encap::seal`] | one pass copies the packet into its place and completes its checksum | |
+//! | 7 | [`Split::emit`], [`Sealer::seal`] | one pass copies the packet into its place and completes its checksum, one seals it there | |
 //! | 8 | [`DataWorker::flush_trains`] | one submission per train: sendmsg with UDP_SEGMENT | |
 //! | 9 | [`DataWorker::on_sent`] | a refused train goes again one by one; the buffer returns | [`SendError`] |
 //!
@@ -22,12 +22,14 @@
 //! | 1 | [`DataWorker::on_received`] | leased buffer, source, stride | [`TunDown`] |
 //! | 2 | [`inbound::datagrams`] | entry point of the walk | [`Truncated`], [`UnknownSource`] |
 //! | 3 | [`Received::datagrams`] | ranges of datagrams | |
-//! | 4 | [`Encap::open`] | in place | |
+//! | 4 | [`Opener::open`] | which session, opened in place, then the replay window; handshakes go to the protocol thread | [`NotWireGuard`], [`UnknownIndex`], [`KeyExpired`], [`CounterExhausted`], [`BadTag`], [`Replayed`], [`TooOld`], [`HandoffFull`] |
 //! | 5 | [`IpView::parse`] | and trimmed to the IP length | [`InMalformed`] |
-//! | 6 | [`View::peer_sending`] | source check: longest prefix over all peers | [`SourceNotAllowed`] |
+//! | 6 | [`Opener::check_source`] | longest prefix over all peers | [`SourceNotAllowed`] |
 //! | 7 | [`Coalescer::push`] | joins only the newest superpacket of its flow; ranges, no copy | |
 //! | 8 | [`DataWorker::flush_writes`] | writev: rewritten header, payload ranges | |
 //! | 9 | [`DataWorker::on_written`] | when no write borrows the buffer any more it goes back to the ring | [`TunDown`], [`TunWriteError`] |
+//!
+//! Plaintext mode takes the same way; [`Sealer`] and [`Opener`] then have nothing to do.
 //!
 //! [`DataWorker::on_tun_read`]: crate::worker::data::DataWorker::on_tun_read
 //! [`DataWorker::flush_trains`]: crate::worker::data::DataWorker::flush_trains
@@ -37,7 +39,8 @@
 //! [`DataWorker::on_written`]: crate::worker::data::DataWorker::on_written
 //! [`VnetHdr::parse`]: crate::wire::vnet_hdr::VnetHdr::parse
 //! [`IpView::parse`]: crate::wire::ip::IpView::parse
-//! [`AllowedIps::lookup`]: allowed_ips::AllowedIps::lookup
+//! [`View::route`]: view::View::route
+//! [`View::way_to`]: view::View::way_to
 //! [`Split::plan`]: crate::offload::split::Split::plan
 //! [`Split::spread`]: crate::offload::split::Split::spread
 //! [`Trains::adopt`]: crate::offload::train::Trains::adopt
@@ -45,13 +48,25 @@
 //! [`Trains::reserve`]: crate::offload::train::Trains::reserve
 //! [`Received::datagrams`]: crate::offload::stride::Received::datagrams
 //! [`Coalescer::push`]: crate::offload::coalesce::Coalescer::push
-//! [`Encap::seal`]: encap::Encap::seal
-//! [`Encap::open`]: encap::Encap::open
-//! [`View::peer_sending`]: view::View::peer_sending
+//! [`Sealer`]: encap::Sealer
+//! [`Sealer::seal`]: encap::Sealer::seal
+//! [`Opener`]: encap::Opener
+//! [`Opener::open`]: encap::Opener::open
+//! [`Opener::check_source`]: encap::Opener::check_source
 //! [`OutMalformed`]: crate::stats::drop::DropReason::OutMalformed
 //! [`OutBadOffload`]: crate::stats::drop::DropReason::OutBadOffload
 //! [`NoRoute`]: crate::stats::drop::DropReason::NoRoute
 //! [`NoEndpoint`]: crate::stats::drop::DropReason::NoEndpoint
+//! [`StageFull`]: crate::stats::drop::DropReason::StageFull
+//! [`NoSession`]: crate::stats::drop::DropReason::NoSession
+//! [`NotWireGuard`]: crate::stats::drop::DropReason::NotWireGuard
+//! [`UnknownIndex`]: crate::stats::drop::DropReason::UnknownIndex
+//! [`KeyExpired`]: crate::stats::drop::DropReason::KeyExpired
+//! [`CounterExhausted`]: crate::stats::drop::DropReason::CounterExhausted
+//! [`BadTag`]: crate::stats::drop::DropReason::BadTag
+//! [`Replayed`]: crate::stats::drop::DropReason::Replayed
+//! [`TooOld`]: crate::stats::drop::DropReason::TooOld
+//! [`HandoffFull`]: crate::stats::drop::DropReason::HandoffFull
 //! [`SendError`]: crate::stats::drop::DropReason::SendError
 //! [`Truncated`]: crate::stats::drop::DropReason::Truncated
 //! [`UnknownSource`]: crate::stats::drop::DropReason::UnknownSource
