@@ -255,11 +255,13 @@ fn what_is_no_message_of_a_session_is_dropped_with_its_reason() {
         datagram[at] = value;
         datagram
     };
+    let mut last_counter = good.clone();
+    last_counter[8..16].fill(0xff);
     for (datagram, reason) in [
         (with(0, 5), DropReason::NotWireGuard),
         (with(2, 1), DropReason::NotWireGuard),
         (with(4, 0x77), DropReason::UnknownIndex),
-        (with(15, 0xff), DropReason::CounterExhausted),
+        (last_counter, DropReason::CounterExhausted),
         (vec![4; 31], DropReason::NotWireGuard),
         (with(20, good[20] ^ 1), DropReason::BadTag),
     ] {
