@@ -303,3 +303,24 @@ impl std::fmt::Debug for Device {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::activity::News;
+
+    #[test]
+    fn a_handshake_that_cannot_begin_keeps_no_index() {
+        let (now, wall) = (Time::from_nanos(1), WallTime::from_parts(1_700_000_000, 0));
+        let mut device = Device::new(1, [1; 32]);
+        device.set_private_key(Some(PrivateKey::from_bytes([2; 32])), now, wall);
+        device.set_up(true, now, wall);
+        let low_order = PublicKey::from_bytes([0; 32]);
+        let peer = device.add_peer(low_order).expect("it is not ours");
+        device.set_endpoint(peer, SocketAddr::from(([192, 0, 2, 1], 1)));
+        assert!(device.peer(peer).expect("it was added").activity.tell(News::SessionWanted));
+        device.handle_news(peer, now, wall);
+        assert!(device.poll_transmit().is_none() && device.poll_timeout().is_none());
+        assert!(device.shared.indices.is_empty());
+    }
+}

@@ -213,6 +213,19 @@ fn an_unconfirmed_session_does_not_replace_the_current_one() {
 }
 
 #[test]
+fn the_previous_session_goes_when_the_peer_begins_another() {
+    let mut net = Net::connected();
+    for (round, sessions) in [(1, 2), (2, 2)] {
+        net.run(secs(10));
+        net.lose(move |flight| flight.kind() == RESPONSE && round == 2);
+        current(&net, A).unwrap().skip_to(REKEY_AFTER_MESSAGES);
+        net.send(A, b"renews");
+        net.run(secs(1));
+        assert_eq!(net.nodes[B].sessions.len(), sessions, "renewal {round}");
+    }
+}
+
+#[test]
 fn after_540_seconds_without_a_new_session_all_keys_are_gone() {
     let mut net = Net::connected();
     net.run(secs(538));
@@ -292,6 +305,19 @@ fn our_own_address_is_forgotten_when_a_message_must_be_sent_again() {
     assert!(local(&net).is_some());
     net.run(secs(2));
     assert!(local(&net).is_none());
+}
+
+#[test]
+fn our_own_address_is_forgotten_when_an_initiation_is_sent_again() {
+    let mut net = Net::connected();
+    let local = |net: &Net| net.nodes[A].device.peer(PEER).unwrap().endpoint.unwrap().local;
+    net.run(secs(200));
+    net.cut();
+    net.send(A, b"needs a session");
+    net.run(secs(4));
+    assert!(local(&net).is_some());
+    net.run(secs(2));
+    assert_eq!((net.sent(A, INITIATION).len(), local(&net)), (3, None));
 }
 
 #[test]
