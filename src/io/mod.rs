@@ -36,6 +36,7 @@ pub mod features;
 pub mod lease;
 pub mod mailer;
 pub mod message;
+mod portion;
 pub mod ring;
 pub mod steer;
 pub mod sys;

@@ -14,6 +14,7 @@ use io_uring::{CompletionQueue, EnterFlags, IoUring, Probe, SubmissionQueue, Sub
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use super::lease::{BUFFER_BYTES, Lease};
+use super::portion::Portion;
 use crate::time::Span;
 
 /// Submissions per enter at most; more are submitted in between.
@@ -185,6 +186,10 @@ pub(super) struct BufferRing {
     first_slot: u16,
     /// How many buffers the kernel still has.
     pub available: u16,
+    /// How many it may have.
+    portion: Portion,
+    /// The others; the newest first, since it may still be in the cache.
+    idle: Vec<Lease>,
 }
 
 impl BufferRing {
@@ -211,6 +216,8 @@ impl BufferRing {
             provided: (0..count).map(|_| None).collect(),
             first_slot,
             available: 0,
+            portion: Portion::default(),
+            idle: Vec::with_capacity(usize::from(count)),
         })
     }
 
@@ -224,8 +231,21 @@ impl BufferRing {
         usize::from(slot.wrapping_sub(self.first_slot)) < self.provided.len()
     }
 
-    /// Gives a buffer to the kernel.
-    pub fn provide(&mut self, lease: Lease) {
+    /// Takes a buffer in that nobody uses.
+    pub fn give_back(&mut self, lease: Lease) {
+        self.idle.push(lease);
+    }
+
+    /// Gives the kernel as many buffers as it may have.
+    pub fn top_up(&mut self) {
+        while self.available < self.portion.buffers()
+            && let Some(lease) = self.idle.pop()
+        {
+            self.provide(lease);
+        }
+    }
+
+    fn provide(&mut self, lease: Lease) {
         let index = usize::from(lease.slot() - self.first_slot);
         assert!(self.provided[index].is_none(), "buffer {} provided twice", lease.slot());
         // SAFETY: index within the mapping; the kernel reads an entry only after the tail has passed it.
@@ -242,9 +262,10 @@ impl BufferRing {
         tail.store(self.tail, Ordering::Release);
     }
 
-    /// Takes back the buffer that a completion named.
-    pub fn take(&mut self, slot: u16) -> Lease {
+    /// Takes back the buffer that a completion named; `result` is the completion's, bytes or an error.
+    pub fn take(&mut self, slot: u16, result: i32) -> Lease {
         self.available -= 1;
+        self.portion.note(result.max(0) as u32);
         self.provided[usize::from(slot - self.first_slot)]
             .take()
             .expect("the kernel returns what it was given")

@@ -13,6 +13,7 @@ use super::cmsg::RECEIVE_CONTROL_BYTES;
 use super::driver::{Completion, Driver, Effort, Send, Wait};
 use super::lease::{self, Lease, Loans};
 use super::message::{Devices, NAME_BYTES, OperationMemory, PAYLOAD_START, received};
+use super::portion::{PORTION_MAX, Portion};
 use super::udp::WorkerSockets;
 use super::uring::gone;
 use super::wake::Waker;
@@ -21,8 +22,8 @@ use crate::offload::stride::Received;
 use crate::time::Time;
 
 /// Buffers for TUN reads, for receives, for trains: as many as may be read in one turn, so one device cannot starve another.
-const TUN_BUFFERS: u16 = 16;
-const RECEIVE_BUFFERS: u16 = 16;
+const TUN_BUFFERS: u16 = PORTION_MAX;
+const RECEIVE_BUFFERS: u16 = PORTION_MAX;
 const SEND_BUFFERS: u16 = 16;
 
 /// Busy turns between two looks at which other devices have become ready.
@@ -43,6 +44,8 @@ pub struct Syscall {
     tun_free: Vec<Lease>,
     receive_free: Vec<Lease>,
     send_free: Vec<Lease>,
+    tun_portion: Portion,
+    receive_portion: Portion,
     queued: Vec<Queued>,
     memory: Box<OperationMemory>,
     /// Edge-triggered: set by an event, cleared by EAGAIN.
@@ -89,6 +92,8 @@ impl Syscall {
             tun_free: leases,
             receive_free,
             send_free,
+            tun_portion: Portion::default(),
+            receive_portion: Portion::default(),
             queued: Vec::new(),
             memory: Box::new(OperationMemory::new()),
             ready: [true; 4],
@@ -137,14 +142,19 @@ impl Syscall {
     }
 
     fn read_tun(&mut self, done: &mut Vec<Completion>) {
-        while self.ready[TUN]
-            && let Some(lease) = self.tun_free.pop()
-        {
+        for _ in 0..self.tun_portion.buffers() {
+            if !self.ready[TUN] {
+                return;
+            }
+            let Some(lease) = self.tun_free.pop() else { return };
             let tun = self.devices.tun.as_raw_fd();
             self.effort.enters += 1;
             // SAFETY: (L) the lease is ours and BUFFER_BYTES long.
             match check(|| unsafe { libc::read(tun, lease.as_ptr().cast(), lease::BUFFER_BYTES) }) {
-                Ok(bytes) => done.push(Completion::TunRead { lease, bytes: bytes as u32 }),
+                Ok(bytes) => {
+                    self.tun_portion.note(bytes as u32);
+                    done.push(Completion::TunRead { lease, bytes: bytes as u32 });
+                }
                 Err(error) => {
                     self.tun_free.push(lease);
                     self.ready[TUN] = false;
@@ -161,12 +171,17 @@ impl Syscall {
         let Some(socket) = socket else { return };
         let fd = socket.receive.as_raw_fd();
         let realtime_offset = clock::realtime_offset();
-        while self.ready[which]
-            && let Some(mut lease) = self.receive_free.pop()
-        {
+        for _ in 0..self.receive_portion.buffers() {
+            if !self.ready[which] {
+                return;
+            }
+            let Some(mut lease) = self.receive_free.pop() else { return };
             self.effort.enters += 1;
             match receive_into(fd, &mut lease, realtime_offset, self.now) {
-                Ok(Some(received)) => done.push(Completion::Received { lease, received }),
+                Ok(Some(received)) => {
+                    self.receive_portion.note(received.bytes);
+                    done.push(Completion::Received { lease, received });
+                }
                 Ok(None) => self.receive_free.push(lease),
                 Err(error) => {
                     self.receive_free.push(lease);

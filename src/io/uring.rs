@@ -16,6 +16,7 @@ use super::cmsg::RECEIVE_CONTROL_BYTES;
 use super::driver::{Completion, Driver, Effort, Send, Wait};
 use super::lease::{self, Lease, Loans};
 use super::message::{Devices, NAME_BYTES, OperationMemory, received};
+use super::portion::PORTION_MAX;
 use super::ring::{BufferRing, Ring};
 use super::udp::{Sockets, WorkerSockets};
 use super::wake::Waker;
@@ -25,8 +26,8 @@ use crate::time::Time;
 
 /// Buffers for TUN reads, for receives, for trains. The first two rotate first-in first-out through the cache, so few
 /// are better than many; powers of two.
-const TUN_BUFFERS: u16 = 16;
-const RECEIVE_BUFFERS: u16 = 16;
+const TUN_BUFFERS: u16 = PORTION_MAX;
+const RECEIVE_BUFFERS: u16 = PORTION_MAX;
 const SEND_BUFFERS: u16 = 16;
 /// Single TUN reads under way at most: more on one TUN end in kernel threads.
 const SINGLE_READS: u16 = 2;
@@ -190,6 +191,8 @@ impl Uring {
 
     /// Arms whatever receives and is not armed, as far as there are buffers for it.
     fn arm(&mut self) -> io::Result<()> {
+        self.tun_buffers.top_up();
+        self.receive_buffers.top_up();
         if self.tun_buffers.available > 0 {
             self.arm_tun()?;
         }
@@ -306,12 +309,12 @@ impl Uring {
         if !cqueue::more(flags) {
             self.tun_reads_armed -= 1;
         }
-        let lease = cqueue::buffer_select(flags).map(|slot| self.tun_buffers.take(slot));
+        let lease = cqueue::buffer_select(flags).map(|slot| self.tun_buffers.take(slot, result));
         match (result, lease) {
             (bytes @ 0.., Some(lease)) => Some(Completion::TunRead { lease, bytes: bytes as u32 }),
             (error, lease) => {
                 if let Some(lease) = lease {
-                    self.tun_buffers.provide(lease);
+                    self.tun_buffers.give_back(lease);
                 }
                 self.note_failure("TUN read", error);
                 gone(error).then_some(Completion::TunGone)
@@ -329,18 +332,18 @@ impl Uring {
         if !cqueue::more(flags) {
             self.receives_armed[(kind == Kind::ReceiveV6) as usize] = false;
         }
-        let lease = cqueue::buffer_select(flags).map(|slot| self.receive_buffers.take(slot));
+        let lease = cqueue::buffer_select(flags).map(|slot| self.receive_buffers.take(slot, result));
         match (result, lease) {
             (bytes @ 0.., Some(lease)) => match self.received(&lease, bytes as usize, realtime_offset) {
                 Some(received) => Some(Completion::Received { lease, received }),
                 None => {
-                    self.receive_buffers.provide(lease);
+                    self.receive_buffers.give_back(lease);
                     Some(Completion::ReceiveFailed(Errno::EPROTO))
                 }
             },
             (error, lease) => {
                 if let Some(lease) = lease {
-                    self.receive_buffers.provide(lease);
+                    self.receive_buffers.give_back(lease);
                 }
                 self.note_failure("receive", error);
                 // Out of buffers is not an error: it is how a multishot says that it must be armed again. Cancelled,
@@ -464,9 +467,9 @@ fn socket_files(sockets: &WorkerSockets) -> [RawFd; 4] {
 
 fn go_home(lease: Lease, tun: &mut BufferRing, receive: &mut BufferRing, free: &mut Vec<Lease>) {
     if tun.owns(lease.slot()) {
-        tun.provide(lease);
+        tun.give_back(lease);
     } else if receive.owns(lease.slot()) {
-        receive.provide(lease);
+        receive.give_back(lease);
     } else {
         free.push(lease);
     }

@@ -13,8 +13,9 @@ use crate::io::tun::Tun;
 use crate::offload::train::TRAIN_BYTES_MAX;
 use crate::wire::message::DATA_OVERHEAD_BYTES;
 
-/// Superpackets that may wait in a TUN queue.
-const TXQUEUELEN: u32 = 1000;
+/// Packets or superpackets that may wait in a TUN queue. A TUN drops what finds no room, and the scheduler may well not run
+/// a worker for 5 ms: at 400,000 packets a second that is 2000. What TCP keeps there is bounded by its windows.
+const TXQUEUELEN: u32 = 3000;
 /// Larger superpackets than the TUN's vnet header can describe (BIG TCP) must not arise.
 const GSO_SIZE_MAX: u32 = 65_536;
 
