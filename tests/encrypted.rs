@@ -151,7 +151,10 @@ fn packets_of_every_length_arrive_as_they_were() {
         let sealed = bytes(&one.seal(&single(&packet)));
         assert_eq!(sealed.len(), 1);
         let padded = sealed[0].len() - DATA_OVERHEAD_BYTES;
-        assert!(padded % 16 == 0 || padded == usize::from(MTU), "{length} bytes of payload, {padded} sealed");
+        assert!(
+            padded.is_multiple_of(16) || padded == usize::from(MTU),
+            "{length} bytes of payload, {padded} sealed"
+        );
         assert_eq!(other.open(&sealed, 0).0, [packet.bytes()], "{length} bytes of payload");
     }
 }

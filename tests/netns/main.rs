@@ -6,9 +6,10 @@
 //! | [`tunnel`] | one `uringvpn` process: start, stop, what it printed |
 //! | [`traffic`] | ping, iperf3, files with their hash, UDP in order |
 //! | [`kernel`] | the few calls that need `unsafe`: a seccomp filter, raw frames |
-//! | [`forwarding`], [`lifecycle`], [`refusals`], [`junk`], [`cost`] | the tests |
+//! | [`forwarding`], [`lifecycle`], [`refusals`], [`junk`], [`cost`] | the tests, in plaintext mode |
+//! | [`wireguard`] | the tests of the encrypted tunnel, beside wireguard-go, boringtun, `wg` and `wg-quick` |
 //!
-//! Needs root, ip(8), ping(8), iperf3(1), setpriv(1). Without root a test prints that it was skipped, or fails if the
+//! Needs root, ip(8), ss(8), ping(8), iperf3(1), setpriv(1), wg(8), wg-quick(8), wireguard-go, boringtun-cli. Without root a test prints that it was skipped, or fails if the
 //! environment says `CI=true`. Times are printed; asserted only where something would otherwise hang.
 #![allow(clippy::unwrap_used)]
 
@@ -21,3 +22,4 @@ mod refusals;
 mod rig;
 mod traffic;
 mod tunnel;
+mod wireguard;

@@ -174,15 +174,15 @@ impl Report {
     #[track_caller]
     pub fn assert_balanced(&self) {
         for (direction, taken_in, passed_on) in [
-            (Direction::Outbound, "out_packets", "sent_datagrams"),
-            (Direction::Inbound, "in_datagrams", "written_packets"),
+            (Direction::Outbound, "out_packets", &["sent_datagrams"][..]),
+            (Direction::Inbound, "in_datagrams", &["written_packets", "keepalives", "handshakes"]),
         ] {
             let dropped: u64 = DropReason::ALL
                 .iter()
                 .filter(|reason| reason.direction() == direction)
                 .map(|&reason| self.dropped(reason))
                 .sum();
-            let came_out = self.total(passed_on) + dropped;
+            let came_out = passed_on.iter().map(|name| self.total(name)).sum::<u64>() + dropped;
             assert_eq!(self.total(taken_in), came_out, "{direction:?}: {}", self.output);
         }
         for word in ["Imbalance", "do not add up", "panicked"] {

@@ -1,0 +1,438 @@
+//! The encrypted tunnel with real programs: wireguard-go, boringtun, `wg`, `wg-quick`, and itself.
+//!
+//! Configuration sockets lie in one directory whatever the network namespace, so every interface has a name of its own.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::rig::{FAMILIES, Family, Host, Rig, inner, outer, wait_until};
+use crate::traffic::{Iperf, Sample, ping, reaches, udp_trains_in_order};
+use crate::tunnel::{DRIVERS, PROGRAM, Tunnel};
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+fn interface() -> String {
+    format!("uw{}x{}", std::process::id() % 100_000, NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A program that is one end of a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Program {
+    Ours,
+    WireguardGo,
+    Boringtun,
+}
+
+/// A key pair and its file.
+struct Keys {
+    directory: tempfile::TempDir,
+    public: String,
+}
+
+impl Keys {
+    fn new() -> Keys {
+        let directory = tempfile::tempdir().unwrap();
+        let make = |arguments: &[&str], input: Option<&Path>| {
+            let mut command = Command::new(PROGRAM);
+            command.args(arguments);
+            if let Some(input) = input {
+                command.stdin(fs::File::open(input).unwrap());
+            }
+            String::from_utf8(command.output().unwrap().stdout).unwrap()
+        };
+        fs::write(directory.path().join("key"), make(&["genkey"], None)).unwrap();
+        fs::write(directory.path().join("psk"), make(&["genpsk"], None)).unwrap();
+        for file in ["key", "psk"] {
+            let path = directory.path().join(file);
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        let public = make(&["pubkey"], Some(&directory.path().join("key"))).trim().to_owned();
+        Keys { directory, public }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+}
+
+/// One end that runs.
+struct End {
+    program: Program,
+    process: Tunnel,
+    interface: String,
+}
+
+impl End {
+    /// Starts `program` on host `index`, without peers; its interface is up and has its inner addresses.
+    fn start(program: Program, host: &Host, index: u8, keys: &Keys, options: &str) -> End {
+        let interface = interface();
+        let command = match program {
+            Program::Ours => format!("{PROGRAM} -f {options} {interface}"),
+            Program::WireguardGo => format!("wireguard-go -f {interface}"),
+            Program::Boringtun => format!("boringtun-cli -f --disable-drop-privileges {interface}"),
+        };
+        let process = Tunnel::spawn(&mut host.command(command.split_whitespace()));
+        let socket = PathBuf::from(format!("/var/run/wireguard/{interface}.sock"));
+        wait_until("the configuration socket", || {
+            assert!(process.is_alive(), "{program:?} ended early: {}", process.output());
+            socket.exists() && host.has_link(&interface)
+        });
+        let end = End { program, process, interface };
+        // A ring of a process that was killed keeps its port for a moment.
+        let words =
+            format!("wg set {} private-key {} listen-port 51820", end.interface, keys.file("key").display());
+        wait_until("the port to be free", || {
+            host.command(words.split_whitespace()).output().unwrap().status.success()
+        });
+        host.run(&format!("ip address add {}/24 dev {}", inner(Family::V4, index), end.interface));
+        host.run(&format!("ip address add {}/64 dev {} nodad", inner(Family::V6, index), end.interface));
+        host.run(&format!("ip link set {} mtu 1420 up", end.interface));
+        end
+    }
+
+    /// `wg set INTERFACE …`
+    fn wg(&self, host: &Host, words: &str) {
+        host.run(&format!("wg set {} {words}", self.interface));
+    }
+
+    fn show(&self, host: &Host, what: &str) -> String {
+        host.run(&format!("wg show {} {what}", self.interface))
+    }
+
+    fn socket(&self) -> PathBuf {
+        PathBuf::from(format!("/var/run/wireguard/{}.sock", self.interface))
+    }
+}
+
+/// Two ends that know each other; only end 0 knows where the other is.
+fn join(rig: &Rig, ends: &[End; 2], keys: &[Keys; 2], family: Family, psk: bool) {
+    let psk = if psk { format!("preshared-key {}", keys[0].file("psk").display()) } else { String::new() };
+    for (index, end) in ends.iter().enumerate() {
+        let other = 1 - index as u8;
+        let allowed = format!("{}/32,{}/128", inner(Family::V4, other), inner(Family::V6, other));
+        let endpoint = match (index, outer(family, 1, 2)) {
+            (0, address @ std::net::IpAddr::V4(_)) => format!("endpoint {address}:51820"),
+            (0, address) => format!("endpoint [{address}]:51820"),
+            _ => String::new(),
+        };
+        let words =
+            format!("peer {} {psk} {endpoint} allowed-ips {allowed}", keys[usize::from(other)].public);
+        end.wg(&rig.hosts[index], &words);
+    }
+}
+
+fn ours(rig: &Rig, options: &str) -> ([End; 2], [Keys; 2]) {
+    let keys = [Keys::new(), Keys::new()];
+    let start =
+        |index: usize| End::start(Program::Ours, &rig.hosts[index], index as u8, &keys[index], options);
+    let ends = [start(0), start(1)];
+    join(rig, &ends, &keys, Family::V4, false);
+    (ends, keys)
+}
+
+/// Packets of several sizes in both families, TCP both ways, and what `wg` says of it.
+fn assert_it_carries(rig: &Rig, ends: &[End; 2]) {
+    let [near, far] = [&rig.hosts[0], &rig.hosts[1]];
+    wait_until("an answer", || reaches(near, inner(Family::V4, 1)));
+    for family in FAMILIES {
+        for bytes in [100, 1420] {
+            ping(near, inner(family, 1), 3, bytes);
+            ping(far, inner(family, 0), 3, bytes);
+        }
+    }
+    let iperf = Iperf::start(far);
+    iperf.run(near, inner(Family::V4, 1), "--bytes 5M");
+    iperf.run(near, inner(Family::V6, 1), "--bytes 5M --reverse");
+    for (end, host) in ends.iter().zip(&rig.hosts) {
+        let transfer = end.show(host, "transfer");
+        let counts: Vec<u64> =
+            transfer.split_whitespace().skip(1).map(|count| count.parse().unwrap()).collect();
+        assert!(counts.iter().all(|count| *count > 1_000_000), "{transfer}");
+        // boringtun tells how long ago, which is 0 for a while.
+        let handshake = end.show(host, "latest-handshakes");
+        assert!(end.program == Program::Boringtun || !handshake.trim_end().ends_with("\t0"), "{handshake}");
+    }
+}
+
+fn installed(program: &str) -> bool {
+    let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output().unwrap();
+    let there = found.status.success();
+    assert!(
+        there || std::env::var("CI").as_deref() != Ok("true"),
+        "{program} is missing, scripts/test installs it"
+    );
+    there
+}
+
+/// Our end with the other program, each side beginning once, with and without a preshared key, over both outer families.
+fn interoperates_with(other: Program, queues: u32) {
+    let Some(rig) = Rig::pair() else { return };
+    for (we_begin, psk, family) in [
+        (true, true, Family::V4),
+        (false, true, Family::V6),
+        (true, false, Family::V6),
+        (false, false, Family::V4),
+    ] {
+        let keys = [Keys::new(), Keys::new()];
+        let programs = if we_begin { [Program::Ours, other] } else { [other, Program::Ours] };
+        let options = format!("--queues {queues}");
+        let start = |index: usize| {
+            End::start(programs[index], &rig.hosts[index], index as u8, &keys[index], &options)
+        };
+        let ends = [start(0), start(1)];
+        join(&rig, &ends, &keys, family, psk);
+        assert_it_carries(&rig, &ends);
+    }
+}
+
+#[test]
+fn it_interoperates_with_wireguard_go() {
+    if installed("wireguard-go") {
+        interoperates_with(Program::WireguardGo, 2);
+    }
+}
+
+#[test]
+fn it_interoperates_with_boringtun() {
+    if installed("boringtun-cli") {
+        interoperates_with(Program::Boringtun, 4);
+    }
+}
+
+#[test]
+fn it_interoperates_with_itself_with_any_number_of_queues_and_both_drivers() {
+    let Some(rig) = Rig::pair() else { return };
+    for (queues, io) in [(1, "uring"), (2, "syscall"), (4, "uring")] {
+        let (ends, _keys) = ours(&rig, &format!("--queues {queues} --io {io}"));
+        assert_it_carries(&rig, &ends);
+        udp_trains_in_order(&rig.hosts[0], &rig.hosts[1], inner(Family::V4, 1), 1300);
+        for end in ends {
+            end.process.end(Signal::SIGTERM).0.assert_balanced();
+        }
+    }
+}
+
+#[test]
+fn thirty_megabytes_arrive_as_they_were() {
+    let Some(rig) = Rig::pair() else { return };
+    let (_ends, _keys) = ours(&rig, "--queues 2");
+    wait_until("an answer", || reaches(&rig.hosts[0], inner(Family::V4, 1)));
+    let sample = Sample::new(30_000_000);
+    sample.cross(&rig.hosts[0], &rig.hosts[1], inner(Family::V4, 1));
+    sample.cross(&rig.hosts[1], &rig.hosts[0], inner(Family::V6, 0));
+}
+
+#[test]
+fn one_line_on_each_side_makes_a_tunnel() {
+    let Some(rig) = Rig::pair() else { return };
+    let keys = [Keys::new(), Keys::new()];
+    let start = |index: usize, endpoint: &str| {
+        let (key, peer) = (keys[index].file("key"), &keys[1 - index].public);
+        let (mine, other) = (inner(Family::V4, index as u8), inner(Family::V4, 1 - index as u8));
+        let words = format!(
+            "{PROGRAM} -f --tun {} --queues 2 --private-key {} --listen 51820 --address {mine}/24 --peer \
+             {peer}@{endpoint},allowed-ips={other}",
+            interface(),
+            key.display()
+        );
+        let tunnel = Tunnel::spawn(&mut rig.hosts[index].command(words.split_whitespace()));
+        tunnel.wait_up();
+        tunnel
+    };
+    let _server = start(1, "");
+    let _client = start(0, &format!("{}:51820", outer(Family::V4, 1, 2)));
+    wait_until("an answer", || reaches(&rig.hosts[0], inner(Family::V4, 1)));
+}
+
+#[test]
+fn the_peer_is_found_again_after_it_roamed_or_was_restarted() {
+    let Some(rig) = Rig::pair() else { return };
+    let (ends, keys) = ours(&rig, "--queues 2");
+    let [near, far] = [&rig.hosts[0], &rig.hosts[1]];
+    wait_until("an answer", || reaches(near, inner(Family::V4, 1)));
+    // The client moves: the server learns it from the next packet.
+    near.run("ip address del 192.0.2.1/24 dev to-b");
+    near.run("ip address add 192.0.2.77/24 dev to-b");
+    wait_until("an answer from the new address", || reaches(near, inner(Family::V4, 1)));
+    assert!(ends[1].show(far, "endpoints").contains("192.0.2.77:51820"));
+    assert!(reaches(far, inner(Family::V4, 0)));
+    // The client starts anew and speaks first.
+    let [client, server] = ends;
+    client.process.end(Signal::SIGTERM);
+    let client = End::start(Program::Ours, near, 0, &keys[0], "--queues 1");
+    join(&rig, &[client, server], &keys, Family::V4, false);
+    wait_until("an answer after the restart", || reaches(near, inner(Family::V4, 1)));
+}
+
+#[test]
+fn wg_shows_and_changes_everything_and_a_setting_survives_the_round_trip() {
+    let Some(rig) = Rig::pair() else { return };
+    let (ends, keys) = ours(&rig, "--queues 2");
+    let [near, far] = [&rig.hosts[0], &rig.hosts[1]];
+    wait_until("an answer", || reaches(near, inner(Family::V4, 1)));
+    let end = &ends[0];
+    end.wg(near, &format!("fwmark 0x2a peer {} persistent-keepalive 25", keys[1].public));
+    let file = keys[0].file("conf");
+    let config = near.run(&format!("wg showconf {}", end.interface));
+    fs::write(&file, &config).unwrap();
+    for command in ["setconf", "syncconf", "addconf"] {
+        near.run(&format!("wg {command} {} {}", end.interface, file.display()));
+        assert_eq!(near.run(&format!("wg showconf {}", end.interface)), config, "after {command}");
+        wait_until("an answer", || reaches(near, inner(Family::V4, 1)));
+    }
+    let sockets = near.run("ss -uane sport = :51820");
+    assert_eq!(sockets.matches("fwmark:0x2a").count(), 4, "two workers, two families: {sockets}");
+    // Another port: the peer follows. A port that somebody has: all stays as it was.
+    end.wg(near, "listen-port 51999");
+    wait_until("an answer from the new port", || reaches(near, inner(Family::V4, 1)));
+    assert!(ends[1].show(far, "endpoints").contains(":51999"));
+    let _holder = near.inside(|| std::net::UdpSocket::bind("0.0.0.0:52000").unwrap());
+    let refused = near.command(["wg", "set", &end.interface, "listen-port", "52000"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("Address already in use"), "{refused:?}");
+    assert!(reaches(near, inner(Family::V4, 1)));
+    assert_eq!(end.show(near, "listen-port").trim(), "51999");
+}
+
+#[test]
+fn ten_thousand_peers_load_through_the_socket_and_are_listed() {
+    let Some(rig) = Rig::pair() else { return };
+    let keys = Keys::new();
+    let end = End::start(Program::Ours, &rig.hosts[0], 0, &keys, "--queues 1");
+    let before = end.process.memory_bytes("VmRSS");
+    let mut config = String::new();
+    for index in 0..10_000u32 {
+        let mut key = [7; 32];
+        key[..4].copy_from_slice(&index.to_le_bytes());
+        let key = uringvpn::proto::keys::PublicKey::from_bytes(key);
+        let [_, _, high, low] = index.to_be_bytes();
+        config += &format!("[Peer]\nPublicKey = {key}\nAllowedIPs = 10.20.{high}.{low}/32\n");
+    }
+    let file = keys.file("many.conf");
+    fs::write(&file, config).unwrap();
+    rig.hosts[0].run(&format!("wg addconf {} {}", end.interface, file.display()));
+    assert_eq!(end.show(&rig.hosts[0], "peers").lines().count(), 10_000);
+    let per_peer = (end.process.memory_bytes("VmRSS") - before) / 10_000;
+    println!("{per_peer} bytes per peer");
+    // What one request takes while it is carried out is in it too.
+    assert!(per_peer < 4096, "{per_peer} bytes per idle peer");
+}
+
+#[test]
+fn wg_quick_brings_it_up_and_down() {
+    let Some(rig) = Rig::pair() else { return };
+    if !installed("wg-quick") {
+        return;
+    }
+    let keys = [Keys::new(), Keys::new()];
+    let far = End::start(Program::Ours, &rig.hosts[1], 1, &keys[1], "");
+    let name = interface();
+    let file = keys[0].file(&format!("{name}.conf"));
+    let key = fs::read_to_string(keys[0].file("key")).unwrap();
+    let (address, endpoint) = (inner(Family::V4, 0), outer(Family::V4, 1, 2));
+    let config = format!(
+        "[Interface]\nPrivateKey = {key}\nAddress = {address}/24\nMTU = 1400\n[Peer]\nPublicKey = {}\nAllowedIPs = \
+         {}/32\nEndpoint = {endpoint}:51820\n",
+        keys[1].public,
+        inner(Family::V4, 1)
+    );
+    fs::write(&file, config).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    far.wg(&rig.hosts[1], &format!("peer {} allowed-ips {address}/32", keys[0].public));
+    let wg_quick = |action: &str| {
+        let mut command = rig.hosts[0].command(["wg-quick", action, file.to_str().unwrap()]);
+        let output = command.env("WG_QUICK_USERSPACE_IMPLEMENTATION", PROGRAM).output().unwrap();
+        assert!(output.status.success(), "{action}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    wg_quick("up");
+    wait_until("an answer", || reaches(&rig.hosts[0], inner(Family::V4, 1)));
+    assert!(rig.hosts[0].run(&format!("ip link show {name}")).contains("mtu 1400"));
+    wg_quick("down");
+    wait_until("nothing to be left", || {
+        let socket = format!("/var/run/wireguard/{name}.sock");
+        rig.hosts[0].processes().is_empty() && !rig.hosts[0].has_link(&name) && !Path::new(&socket).exists()
+    });
+}
+
+#[test]
+fn it_ends_when_its_interface_or_its_socket_goes_and_leaves_nothing() {
+    let Some(rig) = Rig::pair() else { return };
+    let keys = Keys::new();
+    let host = &rig.hosts[0];
+    for io in DRIVERS {
+        let start = || End::start(Program::Ours, host, 0, &keys, &format!("--queues 2 --io {io}"));
+        let end = start();
+        host.run(&format!("ip link del {}", end.interface));
+        let socket = end.socket();
+        assert!(end.process.wait().0.success());
+        assert!(!socket.exists());
+        let end = start();
+        fs::remove_file(end.socket()).unwrap();
+        assert!(end.process.wait().0.success());
+        assert!(!host.has_link(&end.interface));
+    }
+}
+
+#[test]
+fn a_second_one_of_the_same_name_is_refused_and_the_first_unharmed() {
+    let Some(rig) = Rig::pair() else { return };
+    let (ends, _keys) = ours(&rig, "--queues 1");
+    let [near, far] = [&rig.hosts[0], &rig.hosts[1]];
+    wait_until("an answer", || reaches(near, inner(Family::V4, 1)));
+    // Here the interface is in the way, on the other host the socket.
+    for host in [near, far] {
+        let output = host.command([PROGRAM, "-f", &ends[0].interface]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(!far.has_link(&ends[0].interface));
+        ping(near, inner(Family::V4, 1), 2, 100);
+        assert!(ends[0].show(near, "peers").len() > 40);
+    }
+}
+
+#[test]
+fn its_interface_may_move_to_another_namespace_while_its_sockets_stay() {
+    let Some(rig) = Rig::three() else { return };
+    let (ends, _keys) = ours(&rig, "--queues 2");
+    let [near, far, third] = [&rig.hosts[0], &rig.hosts[1], &rig.hosts[2]];
+    wait_until("an answer", || reaches(near, inner(Family::V4, 1)));
+    let pid = third.command(["sh", "-c", "echo $$; exec sleep 60"]);
+    let holder = Tunnel::spawn(&mut { pid });
+    wait_until("the third host's process", || !third.processes().is_empty());
+    let name = &ends[0].interface;
+    near.run(&format!("ip link set {name} netns {}", third.processes()[0]));
+    third.run(&format!("ip address add {}/24 dev {name}", inner(Family::V4, 0)));
+    third.run(&format!("ip link set {name} up"));
+    wait_until("an answer in the other namespace", || reaches(third, inner(Family::V4, 1)));
+    assert!(reaches(far, inner(Family::V4, 0)));
+    drop(holder);
+    third.run(&format!("ip link del {name}"));
+    let [first, _] = ends;
+    assert!(first.process.wait().0.success());
+}
+
+#[test]
+fn an_encrypted_tunnel_sleeps_when_it_is_idle() {
+    let Some(rig) = Rig::pair_alone() else { return };
+    let (ends, _keys) = ours(&rig, "--queues 2");
+    wait_until("an answer", || reaches(&rig.hosts[0], inner(Family::V4, 1)));
+    thread::sleep(Duration::from_millis(2500));
+    let ticks = || -> Vec<u64> { ends.iter().map(|end| cpu_ticks(&end.process)).collect() };
+    let before = ticks();
+    thread::sleep(Duration::from_secs(2));
+    let after = ticks();
+    // A thread that spins would have used 200 ticks.
+    assert!(before.iter().zip(&after).all(|(before, after)| after - before <= 10), "{before:?} {after:?}");
+}
+
+/// Hundredths of seconds on a processor.
+fn cpu_ticks(process: &Tunnel) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid())).unwrap();
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
