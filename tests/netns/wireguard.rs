@@ -267,7 +267,8 @@ fn the_peer_is_found_again_after_it_roamed_or_was_restarted() {
     let [client, server] = ends;
     client.process.end(Signal::SIGTERM);
     let client = End::start(Program::Ours, near, 0, &keys[0], "--queues 1");
-    join(&rig, &[client, server], &keys, Family::V4, false);
+    let ends = [client, server];
+    join(&rig, &ends, &keys, Family::V4, false);
     wait_until("an answer after the restart", || reaches(near, inner(Family::V4, 1)));
 }
 
