@@ -9,11 +9,11 @@ use std::sync::Arc;
 use packets::{Packet, payload, split};
 use uringvpn::dataplane::Context;
 use uringvpn::dataplane::inbound::{self, Findings};
-use uringvpn::dataplane::outbound::{self, Progress, Read, To};
+use uringvpn::dataplane::outbound::{self, InPlace, Progress, Read, To};
 use uringvpn::dataplane::view::{Change, View};
 use uringvpn::offload::coalesce::{Coalescer, Gather, Merge};
 use uringvpn::offload::stride::Received;
-use uringvpn::offload::train::{TrainLimits, Trains};
+use uringvpn::offload::train::{Train, TrainLimits, Trains};
 use uringvpn::proto::Endpoint;
 use uringvpn::proto::crypto::Secret;
 use uringvpn::proto::output::Update;
@@ -76,20 +76,20 @@ impl End {
         let mut trains = Trains::new(TrainLimits::default());
         trains.give(vec![0xdd; BUFFER_BYTES].into_boxed_slice());
         let read = Read { bytes: read.len(), resume: None, at: NOW };
-        let cut = |bytes: &[u8], stride: u16, to: To| -> Vec<(Vec<u8>, u8)> {
-            bytes.chunks(stride.into()).map(|datagram| (datagram.to_vec(), to.tos)).collect()
-        };
         match outbound::superpacket(&mut buffer, read, &self.context(), &mut trains) {
-            Progress::Train(train) => {
-                let bytes = &buffer[train.start as usize..][..train.bytes as usize];
-                cut(bytes, train.segment_bytes, train.to)
+            Progress::Train(InPlace { to, start, bytes, segment_bytes, datagrams }) => {
+                let buffer = buffer.into_boxed_slice();
+                trains.adopt(Train { buffer, start, to, bytes, segment_bytes, datagrams, started: NOW });
             }
-            Progress::Done => trains
-                .drain()
-                .flat_map(|train| cut(&train.buffer[..train.bytes as usize], train.segment_bytes, train.to))
-                .collect(),
+            Progress::Done => {}
             other => panic!("the read is {other:?}"),
         }
+        let seal = |mut train: Train<_, To>| {
+            outbound::seal(&mut train, &self.context()).unwrap();
+            let tos = train.to.tos;
+            train.split_mut().map(|datagram| (datagram.to_vec(), tos)).collect::<Vec<_>>()
+        };
+        trains.drain().flat_map(seal).collect()
     }
 
     /// Receives datagrams, all of one length but the last; what goes to the TUN, without vnet headers and taken apart.

@@ -32,55 +32,38 @@ pub enum Encap {
     WireGuard,
 }
 
-/// Turns the packets of one flow into datagrams.
-pub enum Sealer<'a> {
-    /// They are the same.
-    Plain,
-    /// With the keys of a session.
-    Session {
-        /// The session.
-        session: &'a Session,
-        /// Padding does not go beyond.
-        mtu: usize,
-        /// The session may have to be too old.
-        now: Time,
-    },
+/// How long datagrams are, and where in them the packets lie.
+#[derive(Clone, Copy, Debug)]
+pub struct Framing {
+    /// What is around the packets.
+    pub encap: Encap,
+    /// Padding does not go beyond.
+    pub mtu: usize,
 }
 
-impl Sealer<'_> {
+impl Framing {
     /// Bytes of the datagram that carries a packet of `packet_bytes`.
     pub fn datagram_bytes(&self, packet_bytes: usize) -> usize {
-        match self {
-            Sealer::Plain => packet_bytes,
-            Sealer::Session { mtu, .. } => padded_bytes(packet_bytes, *mtu) + DATA_OVERHEAD_BYTES,
+        match self.encap {
+            Encap::Plain => packet_bytes,
+            Encap::WireGuard => padded_bytes(packet_bytes, self.mtu) + DATA_OVERHEAD_BYTES,
         }
     }
 
     /// Where in the datagram the packet starts.
     pub fn packet_start(&self) -> usize {
-        match self {
-            Sealer::Plain => 0,
-            Sealer::Session { .. } => DATA_HEADER_BYTES,
+        match self.encap {
+            Encap::Plain => 0,
+            Encap::WireGuard => DATA_HEADER_BYTES,
         }
     }
 
-    /// Seals `datagrams`, each the room of [`Sealer::datagram_bytes`] with a packet at [`Sealer::packet_start`] and its length.
-    /// All their counters are reserved at once.
-    ///
-    /// # Errors
-    /// [`DropReason::NoSession`]: it ended since it was looked up; nothing is sealed then.
-    pub fn seal<'d>(
-        &self,
-        datagrams: impl ExactSizeIterator<Item = (&'d mut [u8], usize)>,
-    ) -> Result<(), DropReason> {
-        let Sealer::Session { session, now, .. } = self else { return Ok(()) };
-        let first = session.reserve(datagrams.len() as u64, *now).map_err(|_| DropReason::NoSession)?;
-        for (counter, (datagram, packet_bytes)) in (first..).zip(datagrams) {
-            let padding = DATA_HEADER_BYTES + packet_bytes..datagram.len() - DATA_TAG_BYTES;
-            datagram[padding].fill(0);
-            session.seal(counter, datagram);
+    /// Zeros the padding behind a packet of `packet_bytes` that stands in the room of its `datagram`.
+    pub fn pad(&self, datagram: &mut [u8], packet_bytes: usize) {
+        if self.encap == Encap::WireGuard {
+            let end = datagram.len() - DATA_TAG_BYTES;
+            datagram[DATA_HEADER_BYTES + packet_bytes..end].fill(0);
         }
-        Ok(())
     }
 }
 

@@ -9,11 +9,12 @@
 //! | 3 | [`VnetHdr::parse`], [`IpView::parse`] | once, before anything is cut | [`OutMalformed`] |
 //! | 4 | [`View::route`], [`View::way_to`] | routed once: all segments share one flow; without a session they are staged | [`NoRoute`], [`NoEndpoint`], [`StageFull`], [`NoSession`] |
 //! | 5 | [`Split::plan`] | how the superpacket is cut | [`OutBadOffload`] |
-//! | 6a | [`Split::spread`], [`Sealer::seal`], [`Trains::adopt`] | a superpacket is cut where it lies: its buffer becomes a train | |
+//! | 6a | [`Split::spread`], [`Trains::adopt`] | a superpacket is cut where it lies: its buffer becomes a train | |
 //! | 6b | [`Trains::reserve`] | others: room at the end of the peer's train; without a free buffer the read waits | |
-//! | 7 | [`Split::emit`], [`Sealer::seal`] | one pass copies the packet into its place and completes its checksum, one seals it there | |
-//! | 8 | [`DataWorker::flush_trains`] | one submission per train: sendmsg with UDP_SEGMENT | |
-//! | 9 | [`DataWorker::on_sent`] | a refused train goes again one by one; the buffer returns | [`SendError`] |
+//! | 7 | [`Split::emit`] | one pass copies the packet into its place and completes its checksum | |
+//! | 8 | [`outbound::seal`] | each train, in place: one look-up of the session, one reservation of counters | [`NoSession`] |
+//! | 9 | [`DataWorker::flush_trains`] | one submission per train: sendmsg with UDP_SEGMENT | [`NoEndpoint`] |
+//! | 10 | [`DataWorker::on_sent`] | a refused train goes again one by one; the buffer returns | [`SendError`] |
 //!
 //! # Inbound: from the network to the TUN
 //!
@@ -29,7 +30,7 @@
 //! | 8 | [`DataWorker::flush_writes`] | writev: rewritten header, payload ranges | |
 //! | 9 | [`DataWorker::on_written`] | when no write borrows the buffer any more it goes back to the ring | [`TunDown`], [`TunWriteError`] |
 //!
-//! Plaintext mode takes the same way; [`Sealer`] and [`Opener`] then have nothing to do.
+//! Plaintext mode takes the same way; [`outbound::seal`] and [`Opener`] then have nothing to do.
 //!
 //! [`DataWorker::on_tun_read`]: crate::worker::data::DataWorker::on_tun_read
 //! [`DataWorker::flush_trains`]: crate::worker::data::DataWorker::flush_trains
@@ -48,8 +49,6 @@
 //! [`Trains::reserve`]: crate::offload::train::Trains::reserve
 //! [`Received::datagrams`]: crate::offload::stride::Received::datagrams
 //! [`Coalescer::push`]: crate::offload::coalesce::Coalescer::push
-//! [`Sealer`]: encap::Sealer
-//! [`Sealer::seal`]: encap::Sealer::seal
 //! [`Opener`]: encap::Opener
 //! [`Opener::open`]: encap::Opener::open
 //! [`Opener::check_source`]: encap::Opener::check_source

@@ -1,16 +1,16 @@
 //! One TUN read on its way to the network.
 //!
-//! The walk is [`superpacket`], from top to bottom in the order the packet takes it. Pure: no clock, no I/O.
+//! The walk is [`superpacket`], from top to bottom in the order the packet takes it, and at the end of the turn [`seal`] for
+//! each train that came of it. Pure: no clock, no I/O.
 
-use std::iter::once;
 use std::ops::{DerefMut, Range};
 
 use super::Context;
 use super::allowed_ips::PeerIndex;
-use super::encap::Sealer;
+use super::encap::{Encap, Framing};
 use super::view::Way;
 use crate::offload::split::Split;
-use crate::offload::train::Trains;
+use crate::offload::train::{Train, Trains};
 use crate::stats::drop::DropReason;
 use crate::time::Time;
 use crate::wire::Malformed;
@@ -46,7 +46,7 @@ pub enum Progress {
     Blocked(usize),
     /// It waits for a session with the peer, with as many segments left.
     Stage(PeerIndex, usize),
-    /// The read itself has become a train: its segments lie in its buffer, sealed.
+    /// The read itself has become a train: its segments lie in its buffer.
     Train(InPlace),
 }
 
@@ -92,8 +92,8 @@ pub fn superpacket<B: DerefMut<Target = [u8]>>(
     let left = split.count() - first;
     // Route once: all segments of a superpacket share one flow.
     let way = view.route(ip.destination).and_then(|peer| Ok((peer, view.way_to(peer, now)?)));
-    let (peer, sealer) = match way {
-        Ok((peer, Way::Sealer(sealer))) => (peer, sealer),
+    let peer = match way {
+        Ok((peer, Way::Train)) => peer,
         Ok((peer, Way::Stage)) => return Progress::Stage(peer, left),
         Err(reason) => {
             counters.count_drop(reason, left as u64);
@@ -101,56 +101,70 @@ pub fn superpacket<B: DerefMut<Target = [u8]>>(
         }
     };
     let to = To { peer, tos: outer_tos(&buffer[packet.clone()]) };
-    if first == 0 {
-        match cut_in_place(buffer, &split, to, &sealer) {
-            Ok(Some(train)) => return Progress::Train(train),
-            Ok(None) => {}
-            Err(reason) => {
-                counters.count_drop(reason, left as u64);
-                return Progress::Done;
-            }
-        }
+    let framing = view.framing();
+    if first == 0
+        && let Some(train) = cut_in_place(buffer, &split, to, framing)
+    {
+        return Progress::Train(train);
     }
     let packet = &buffer[packet];
     for index in first..split.count() {
         let segment_bytes = split.segment_bytes(index);
-        let Some(mut place) = trains.reserve(to, sealer.datagram_bytes(segment_bytes), read.at) else {
+        let Some(mut place) = trains.reserve(to, framing.datagram_bytes(segment_bytes), read.at) else {
             return Progress::Blocked(index);
         };
         let datagram = place.bytes();
-        split.emit(packet, index, &mut datagram[sealer.packet_start()..][..segment_bytes]);
-        match sealer.seal(once((datagram, segment_bytes))) {
-            Ok(()) => place.commit(),
-            Err(reason) => counters.count_drop(reason, 1),
-        }
+        split.emit(packet, index, &mut datagram[framing.packet_start()..][..segment_bytes]);
+        framing.pad(datagram, segment_bytes);
+        place.commit();
     }
     Progress::Done
 }
 
-/// Cuts and seals a superpacket within its buffer; `None`, and nothing done, if it is none or there is no room.
-fn cut_in_place(
-    buffer: &mut [u8],
-    split: &Split,
-    to: To,
-    sealer: &Sealer<'_>,
-) -> Result<Option<InPlace>, DropReason> {
-    let stride = sealer.datagram_bytes(split.full_segment_bytes());
-    // The vnet header is as long as a data message's header.
-    let start = VNET_HDR_BYTES - sealer.packet_start();
-    let last = split.count() - 1;
-    let bytes = last * stride + sealer.datagram_bytes(split.segment_bytes(last));
-    if start + bytes > buffer.len() || !split.spread(buffer, VNET_HDR_BYTES, stride) {
-        return Ok(None);
+/// Seals the datagrams of a train where they stand. One look-up of the session and one reservation of counters serve
+/// them all, so counters rise in the order of sending.
+///
+/// Work per call: at most one buffer.
+///
+/// # Errors
+/// [`DropReason::NoSession`]: the session has come to its end since the packets were let into the train. Nothing is sealed
+/// then.
+pub fn seal<B: DerefMut<Target = [u8]>>(
+    train: &mut Train<B, To>,
+    context: &Context<'_>,
+) -> Result<(), DropReason> {
+    let Context { view, now, .. } = *context;
+    if view.encap == Encap::Plain {
+        return Ok(());
     }
-    let datagrams = buffer[start..start + bytes].chunks_mut(stride).enumerate();
-    sealer.seal(datagrams.map(|(index, datagram)| (datagram, split.segment_bytes(index))))?;
-    Ok(Some(InPlace {
+    let session = view.session_to(train.to.peer).ok_or(DropReason::NoSession)?;
+    let first = session.reserve(train.datagrams.into(), now).map_err(|_| DropReason::NoSession)?;
+    for (counter, datagram) in (first..).zip(train.split_mut()) {
+        session.seal(counter, datagram);
+    }
+    Ok(())
+}
+
+/// Cuts a superpacket within its buffer; `None`, and nothing done, if it is none or there is no room.
+fn cut_in_place(buffer: &mut [u8], split: &Split, to: To, framing: Framing) -> Option<InPlace> {
+    let stride = framing.datagram_bytes(split.full_segment_bytes());
+    // The vnet header is as long as a data message's header.
+    let start = VNET_HDR_BYTES - framing.packet_start();
+    let last = split.count() - 1;
+    let bytes = last * stride + framing.datagram_bytes(split.segment_bytes(last));
+    if start + bytes > buffer.len() || !split.spread(buffer, VNET_HDR_BYTES, stride) {
+        return None;
+    }
+    for (index, datagram) in buffer[start..start + bytes].chunks_mut(stride).enumerate() {
+        framing.pad(datagram, split.segment_bytes(index));
+    }
+    Some(InPlace {
         to,
         start: start as u32,
         bytes: bytes as u32,
         segment_bytes: stride as u16,
         datagrams: split.count() as u16,
-    }))
+    })
 }
 
 /// Reads the headers once, before anything is cut; tells where in `read` the packet lies.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::allowed_ips::{AllowedIps, PeerIndex};
-use super::encap::{Encap, Sealer};
+use super::encap::{Encap, Framing};
 use crate::proto::Endpoint;
 use crate::proto::activity::Activity;
 use crate::proto::output::Update;
@@ -59,9 +59,10 @@ pub struct PeerView {
 }
 
 /// How a packet gets to its peer.
-pub enum Way<'a> {
-    /// With this.
-    Sealer(Sealer<'a>),
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// In the next train.
+    Train,
     /// It waits for a session.
     Stage,
 }
@@ -156,17 +157,24 @@ impl View {
     ///
     /// # Errors
     /// [`DropReason::NoRoute`] when the peer is gone, [`DropReason::NoEndpoint`].
-    pub fn way_to(&self, peer: PeerIndex, now: Time) -> Result<Way<'_>, DropReason> {
+    pub fn way_to(&self, peer: PeerIndex, now: Time) -> Result<Way, DropReason> {
         let peer = self.peer(peer).ok_or(DropReason::NoRoute)?;
         peer.endpoint.ok_or(DropReason::NoEndpoint)?;
-        let mtu = self.mtu.into();
         Ok(match (self.encap, &peer.current) {
-            (Encap::Plain, _) => Way::Sealer(Sealer::Plain),
-            (Encap::WireGuard, Some(session)) if !peer.holding && session.may_seal(now) => {
-                Way::Sealer(Sealer::Session { session, mtu, now })
-            }
+            (Encap::Plain, _) => Way::Train,
+            (Encap::WireGuard, Some(session)) if !peer.holding && session.may_seal(now) => Way::Train,
             (Encap::WireGuard, _) => Way::Stage,
         })
+    }
+
+    /// How packets lie in datagrams.
+    pub fn framing(&self) -> Framing {
+        Framing { encap: self.encap, mtu: self.mtu.into() }
+    }
+
+    /// What seals packets for `peer`.
+    pub fn session_to(&self, peer: PeerIndex) -> Option<&Session> {
+        self.peer(peer)?.current.as_deref()
     }
 
     /// The session with this receiver index.

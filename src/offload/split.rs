@@ -1,6 +1,6 @@
 //! Cuts a superpacket into segments.
 //!
-//! Outbound, steps 5 to 7 of 9 (see [`crate::dataplane`]). In: one packet of up to 65,535 bytes and its [`VnetHdr`].
+//! Outbound, steps 5 to 7 of 10 (see [`crate::dataplane`]). In: one packet of up to 65,535 bytes and its [`VnetHdr`].
 //! Out: complete IP packets in order, checksums filled in. Pure: no clock, no I/O, no allocation.
 //!
 //! What all segments share is summed once in [`Split::plan`]; [`Split::emit`] then costs one pass over the payload.

@@ -1,6 +1,6 @@
 //! Trains under construction.
 //!
-//! Outbound, step 6 of 9 (see [`crate::dataplane`]). In: the length of a datagram and where it goes. Out: room for it at the end of
+//! Outbound, step 6 of 10 (see [`crate::dataplane`]). In: the length of a datagram and where it goes. Out: room for it at the end of
 //! that destination's newest train, and in the end the trains. Pure: buffers come from the caller, no allocation once
 //! the lists have their size.
 //!
@@ -30,6 +30,13 @@ pub struct Train<B, K> {
     pub datagrams: u16,
     /// When the first one was reserved.
     pub started: Time,
+}
+
+impl<B: DerefMut<Target = [u8]>, K> Train<B, K> {
+    /// Its datagrams, one by one.
+    pub fn split_mut(&mut self) -> impl ExactSizeIterator<Item = &mut [u8]> {
+        self.buffer[self.start as usize..][..self.bytes as usize].chunks_mut(self.segment_bytes.into())
+    }
 }
 
 /// How long a train may get.

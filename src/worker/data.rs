@@ -382,18 +382,23 @@ impl<D: Driver> DataWorker<D> {
         }
     }
 
-    /// Outbound, step 8.
+    /// Outbound, steps 8 and 9.
     pub fn flush_trains(&mut self, now: Time) {
         let mut trains = std::mem::take(&mut self.ready);
         trains.extend(self.trains.drain());
-        for train in trains.drain(..) {
+        for mut train in trains.drain(..) {
+            let context = Context { view: &self.view, now, counters: &self.counters };
+            let sealed = outbound::seal(&mut train, &context);
             let Train { buffer, start, to: To { peer, tos }, bytes, segment_bytes, datagrams, started } =
                 train;
             let part = Part { slot: buffer.slot(), start, len: bytes };
             self.driver.lend(buffer);
-            let Some(to) = self.note_sent(peer, bytes, now) else {
-                self.counters.count_drop(DropReason::NoEndpoint, datagrams.into());
-                continue;
+            let to = match sealed.and_then(|()| self.note_sent(peer, bytes, now)) {
+                Ok(to) => to,
+                Err(reason) => {
+                    self.counters.count_drop(reason, datagrams.into());
+                    continue;
+                }
             };
             let send = Send { peer, to, tos, part, segment_bytes, datagrams, started };
             let segments_max = self.segments_max(peer, segment_bytes, now);
@@ -403,9 +408,9 @@ impl<D: Driver> DataWorker<D> {
     }
 
     /// Notes that `bytes` go to `peer`, and tells where that is.
-    fn note_sent(&mut self, peer: PeerIndex, bytes: u32, now: Time) -> Option<Endpoint> {
-        let entry = self.view.peer(peer)?;
-        let endpoint = entry.endpoint?;
+    fn note_sent(&mut self, peer: PeerIndex, bytes: u32, now: Time) -> Result<Endpoint, DropReason> {
+        let entry = self.view.peer(peer).ok_or(DropReason::NoRoute)?;
+        let endpoint = entry.endpoint.ok_or(DropReason::NoEndpoint)?;
         if let Some(session) = &entry.current {
             let mut tell = entry.activity.data_sent(bytes.into(), now);
             tell |= session.rekey_due_on_send(now) && entry.activity.tell(News::RekeyDue);
@@ -413,10 +418,10 @@ impl<D: Driver> DataWorker<D> {
                 self.outbox.news(peer);
             }
         }
-        Some(endpoint)
+        Ok(endpoint)
     }
 
-    /// Outbound, step 9.
+    /// Outbound, step 10.
     pub fn on_sent(&mut self, send: Send, result: Result<(), Errno>, now: Time) {
         self.in_flight -= 1;
         let datagrams = u64::from(send.datagrams);
