@@ -151,10 +151,14 @@ impl Syscall {
                 }
                 Err(error) => {
                     self.free.tun.push(lease);
-                    self.ready[TUN] = false;
-                    if gone(-(error as i32)) {
-                        done.push(Completion::TunGone);
+                    // Other errors concern one packet; those behind it announce themselves no second time.
+                    self.ready[TUN] = error != Errno::EAGAIN && !gone(error);
+                    match error {
+                        Errno::EAGAIN => {}
+                        error if gone(error) => done.push(Completion::TunGone),
+                        error => done.push(Completion::ReceiveFailed(error)),
                     }
+                    return;
                 }
             }
         }
