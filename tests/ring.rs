@@ -86,6 +86,7 @@ on_both_drivers! {
     more_operations_than_the_table_holds_all_complete
     receiving_goes_on_after_the_buffers_ran_dry
     reading_goes_on_after_the_buffers_ran_dry
+    a_failed_read_is_told_and_what_stands_behind_it_is_read
     the_waker_ends_a_wait_for_ever
     a_wait_lasts_until_something_happens
     a_deadline_ends_a_wait
@@ -462,14 +463,38 @@ fn reading_goes_on_after_the_buffers_ran_dry(open: Open) {
     });
 }
 
+fn a_failed_read_is_told_and_what_stands_behind_it_is_read(open: Open) {
+    let mut rig = Rig::new(open);
+    let unread = gather(&mut *rig.driver, &[payload(100, 1), payload(100, 2)]);
+    rig.driver.write(unread);
+    rig.turn(Wait::Not);
+    rig.done.clear();
+    for record in [b"first", b"then "] {
+        send(rig.kernel.as_raw_fd(), record, MsgFlags::empty()).unwrap();
+    }
+    // Who closes with something unread resets: the next read says so, once, and only then comes what was sent before.
+    let (other, _) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+    drop(std::mem::replace(&mut rig.kernel, other));
+    let error = rig.next(|completion| match completion {
+        Completion::ReceiveFailed(error) => Some(error),
+        Completion::TunRead { bytes, .. } => panic!("{bytes} bytes were read before the error"),
+        _ => None,
+    });
+    assert_eq!(error, Errno::ECONNRESET);
+    for record in [b"first", b"then "] {
+        assert_eq!(rig.next_tun_read().1, record);
+    }
+}
+
 /// Sleeps in `turns` turns at most until a bell that rings after 30 ms.
 fn sleep_until_woken(rig: &mut Rig, turns: usize) {
+    let began = Instant::now();
     let waker = rig.waker.clone();
     let ringer = thread::spawn(move || {
         thread::sleep(Duration::from_millis(30));
         waker.wake();
     });
-    let began = Instant::now();
     for _ in 0..turns {
         rig.turn(Wait::Forever);
         if !rig.done.is_empty() {

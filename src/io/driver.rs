@@ -65,7 +65,8 @@ pub enum Completion {
         /// What the kernel said.
         result: Result<(), Errno>,
     },
-    /// A receive failed (a pending ICMP error, no memory); receiving goes on.
+    /// A receive or a TUN read failed (a pending ICMP error, no memory, a packet the TUN cannot describe) and brought nothing;
+    /// both go on.
     ReceiveFailed(Errno),
     /// The TUN was deleted.
     TunGone,

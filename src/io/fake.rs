@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use nix::errno::Errno;
 
 use super::driver::{Completion, Driver, Effort, Send, Wait};
-use super::lease::{self, BUFFER_BYTES, Lease, Loans};
+use super::lease::{self, BUFFER_BYTES, Lease, Loans, Pools};
 use super::udp::WorkerSockets;
 use crate::offload::Part;
 use crate::offload::coalesce::Gather;
@@ -76,9 +76,7 @@ pub struct Fake {
     random: u64,
     now: Time,
     loans: Loans,
-    tun_free: Vec<Lease>,
-    receive_free: Vec<Lease>,
-    send_free: Vec<Lease>,
+    free: Pools,
     sends: VecDeque<Send>,
     writes: VecDeque<Gather>,
     /// What the TUN will hand out: vnet header and packet each.
@@ -102,17 +100,13 @@ impl Fake {
     /// A driver whose troubles follow from `seed`.
     pub fn new(faults: Faults, seed: u64) -> Fake {
         let pooled = POOL.with_borrow_mut(Vec::pop);
-        let mut tun_free = pooled.unwrap_or_else(|| lease::map(3 * BUFFERS).expect("memory for a test"));
-        let mut receive_free = tun_free.split_off(usize::from(BUFFERS));
-        let send_free = receive_free.split_off(usize::from(BUFFERS));
+        let leases = pooled.unwrap_or_else(|| lease::map(3 * BUFFERS).expect("memory for a test"));
         Fake {
             faults,
             random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             now: Time::from_nanos(1_000_000_000),
             loans: Loans::new(usize::from(3 * BUFFERS)),
-            tun_free,
-            receive_free,
-            send_free,
+            free: Pools::sort(leases, BUFFERS, BUFFERS),
             sends: VecDeque::new(),
             writes: VecDeque::new(),
             tun_reads: VecDeque::new(),
@@ -139,7 +133,7 @@ impl Fake {
     /// Buffers that are neither with the worker nor lent.
     pub fn buffers_home(&mut self) -> usize {
         self.bring_home();
-        self.tun_free.len() + self.receive_free.len() + self.send_free.len()
+        self.free.tun.len() + self.free.receive.len() + self.free.send.len()
     }
 
     /// How many buffers there are.
@@ -148,15 +142,11 @@ impl Fake {
     }
 
     fn bring_home(&mut self) {
-        let Fake { loans, tun_free, receive_free, send_free, .. } = self;
+        let Fake { loans, free, .. } = self;
         loans.collect(|mut lease| {
             // Whoever still reads this buffer reads junk.
             lease[..512].fill(0xa5);
-            match lease.slot() / BUFFERS {
-                0 => tun_free.push(lease),
-                1 => receive_free.push(lease),
-                _ => send_free.push(lease),
-            }
+            free.take_home(lease);
         });
     }
 
@@ -219,7 +209,7 @@ impl Fake {
 
     fn read_tun(&mut self, done: &mut Vec<Completion>) {
         while !self.tun_reads.is_empty() && !self.strikes(self.faults.ended) {
-            let Some(mut lease) = self.tun_free.pop() else { break };
+            let Some(mut lease) = self.free.tun.pop() else { break };
             let Some(read) = self.tun_reads.pop_front() else { break };
             let mut bytes = read.len().min(BUFFER_BYTES);
             if self.strikes(self.faults.short_read) {
@@ -236,7 +226,7 @@ impl Fake {
                 done.push(Completion::ReceiveFailed(Errno::ECONNREFUSED));
                 continue;
             }
-            let Some(mut lease) = self.receive_free.pop() else { break };
+            let Some(mut lease) = self.free.receive.pop() else { break };
             let Some(Incoming { from, to, bytes, stride, tos }) = self.receives.pop_front() else { break };
             let truncated = self.strikes(self.faults.truncated);
             let length = if truncated { bytes.len() / 2 } else { bytes.len() };
@@ -255,7 +245,7 @@ impl Driver for Fake {
     }
 
     fn send_buffer(&mut self) -> Option<Lease> {
-        self.send_free.pop()
+        self.free.send.pop()
     }
 
     fn lend(&mut self, lease: Lease) {
@@ -304,9 +294,8 @@ impl Driver for Fake {
 impl Drop for Fake {
     fn drop(&mut self) {
         self.bring_home();
-        let mut leases = std::mem::take(&mut self.tun_free);
-        leases.append(&mut self.receive_free);
-        leases.append(&mut self.send_free);
+        let Pools { tun, receive, send, .. } = &mut self.free;
+        let mut leases: Vec<_> = [tun, receive, send].into_iter().flat_map(std::mem::take).collect();
         // A worker that was dropped with leases in hand leaves the pool short; such a pool is not used again.
         if leases.len() == Fake::buffers_total() {
             leases.sort_by_key(Lease::slot);

@@ -79,6 +79,39 @@ pub fn map(count: u16) -> io::Result<Vec<Lease>> {
         .collect())
 }
 
+/// The free buffers of a driver, by what they are for.
+#[derive(Debug)]
+pub(super) struct Pools {
+    /// For TUN reads: slots below `tun_end`.
+    pub tun: Vec<Lease>,
+    /// For receives: slots from there to `receive_end`.
+    pub receive: Vec<Lease>,
+    /// For trains: all others.
+    pub send: Vec<Lease>,
+    tun_end: u16,
+    receive_end: u16,
+}
+
+impl Pools {
+    /// Sorts `leases`: the first `tun` are for TUN reads, the `receive` that follow for receives, the rest for trains.
+    pub fn sort(leases: Vec<Lease>, tun: u16, receive: u16) -> Pools {
+        let (tun_end, receive_end) = (tun, tun + receive);
+        let mut pools =
+            Pools { tun: Vec::new(), receive: Vec::new(), send: Vec::new(), tun_end, receive_end };
+        leases.into_iter().for_each(|lease| pools.take_home(lease));
+        pools
+    }
+
+    /// Takes a buffer in that nobody uses.
+    pub fn take_home(&mut self, lease: Lease) {
+        match lease.slot() {
+            slot if slot < self.tun_end => self.tun.push(lease),
+            slot if slot < self.receive_end => self.receive.push(lease),
+            _ => self.send.push(lease),
+        }
+    }
+}
+
 /// The leases that the worker lent to the driver, and how many operations use each.
 #[derive(Debug)]
 pub(super) struct Loans {

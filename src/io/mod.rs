@@ -26,6 +26,7 @@
 //! `uringvpn probe` ([`features`]) prints this table for the running kernel, with what we do without.
 #![allow(unsafe_code)]
 
+pub mod allocations;
 pub mod clock;
 pub mod cmsg;
 pub mod daemon;

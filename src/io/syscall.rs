@@ -11,7 +11,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use super::clock;
 use super::cmsg::RECEIVE_CONTROL_BYTES;
 use super::driver::{Completion, Driver, Effort, Send, Wait};
-use super::lease::{self, Lease, Loans};
+use super::lease::{self, Lease, Loans, Pools};
 use super::message::{Devices, NAME_BYTES, OperationMemory, PAYLOAD_START, received};
 use super::portion::{PORTION_MAX, Portion};
 use super::udp::WorkerSockets;
@@ -41,9 +41,7 @@ pub struct Syscall {
     devices: Devices,
     waker: Waker,
     loans: Loans,
-    tun_free: Vec<Lease>,
-    receive_free: Vec<Lease>,
-    send_free: Vec<Lease>,
+    free: Pools,
     tun_portion: Portion,
     receive_portion: Portion,
     queued: Vec<Queued>,
@@ -81,17 +79,13 @@ impl Syscall {
         watch(&epoll, devices.tun.as_fd(), TUN)?;
         watch(&epoll, waker.as_fd(), WAKE)?;
         watch_sockets(&epoll, &devices.sockets)?;
-        let mut leases = lease::map(TUN_BUFFERS + RECEIVE_BUFFERS + SEND_BUFFERS)?;
-        let send_free = leases.split_off(usize::from(TUN_BUFFERS + RECEIVE_BUFFERS));
-        let receive_free = leases.split_off(usize::from(TUN_BUFFERS));
+        let leases = lease::map(TUN_BUFFERS + RECEIVE_BUFFERS + SEND_BUFFERS)?;
         Ok(Syscall {
             epoll,
             devices,
             waker,
             loans: Loans::new(usize::from(TUN_BUFFERS + RECEIVE_BUFFERS + SEND_BUFFERS)),
-            tun_free: leases,
-            receive_free,
-            send_free,
+            free: Pools::sort(leases, TUN_BUFFERS, RECEIVE_BUFFERS),
             tun_portion: Portion::default(),
             receive_portion: Portion::default(),
             queued: Vec::new(),
@@ -146,7 +140,7 @@ impl Syscall {
             if !self.ready[TUN] {
                 return;
             }
-            let Some(lease) = self.tun_free.pop() else { return };
+            let Some(lease) = self.free.tun.pop() else { return };
             let tun = self.devices.tun.as_raw_fd();
             self.effort.enters += 1;
             // SAFETY: (L) the lease is ours and BUFFER_BYTES long.
@@ -156,11 +150,15 @@ impl Syscall {
                     done.push(Completion::TunRead { lease, bytes: bytes as u32 });
                 }
                 Err(error) => {
-                    self.tun_free.push(lease);
-                    self.ready[TUN] = false;
-                    if gone(-(error as i32)) {
-                        done.push(Completion::TunGone);
+                    self.free.tun.push(lease);
+                    // Other errors concern one packet; those behind it announce themselves no second time.
+                    self.ready[TUN] = error != Errno::EAGAIN && !gone(error);
+                    match error {
+                        Errno::EAGAIN => {}
+                        error if gone(error) => done.push(Completion::TunGone),
+                        error => done.push(Completion::ReceiveFailed(error)),
                     }
+                    return;
                 }
             }
         }
@@ -175,16 +173,16 @@ impl Syscall {
             if !self.ready[which] {
                 return;
             }
-            let Some(mut lease) = self.receive_free.pop() else { return };
+            let Some(mut lease) = self.free.receive.pop() else { return };
             self.effort.enters += 1;
             match receive_into(fd, &mut lease, realtime_offset, self.now) {
                 Ok(Some(received)) => {
                     self.receive_portion.note(received.bytes);
                     done.push(Completion::Received { lease, received });
                 }
-                Ok(None) => self.receive_free.push(lease),
+                Ok(None) => self.free.receive.push(lease),
                 Err(error) => {
-                    self.receive_free.push(lease);
+                    self.free.receive.push(lease);
                     match error {
                         Errno::EAGAIN => self.ready[which] = false,
                         error => done.push(Completion::ReceiveFailed(error)),
@@ -235,7 +233,7 @@ impl Driver for Syscall {
     }
 
     fn send_buffer(&mut self) -> Option<Lease> {
-        self.send_free.pop()
+        self.free.send.pop()
     }
 
     fn lend(&mut self, lease: Lease) {
@@ -264,12 +262,8 @@ impl Driver for Syscall {
     }
 
     fn turn(&mut self, wait: Wait, done: &mut Vec<Completion>) -> io::Result<()> {
-        let Syscall { loans, tun_free, receive_free, send_free, .. } = self;
-        loans.collect(|lease| match lease.slot() {
-            slot if slot < TUN_BUFFERS => tun_free.push(lease),
-            slot if slot < TUN_BUFFERS + RECEIVE_BUFFERS => receive_free.push(lease),
-            _ => send_free.push(lease),
-        });
+        let Syscall { loans, free, .. } = self;
+        loans.collect(|lease| free.take_home(lease));
         self.carry_out_queued(done);
         self.now = clock::now();
         self.read_ready(done);

@@ -33,6 +33,8 @@ const SEND_BUFFERS: u16 = 16;
 const SINGLE_READS: u16 = 2;
 /// Operations under way at most.
 const OPERATIONS: usize = 256;
+/// Failures one after the other, and nothing received in between, after which receiving is hopeless.
+const FAILURES_MAX: u32 = 64;
 
 /// Index of each registered file.
 const TUN: u32 = 0;
@@ -99,6 +101,8 @@ pub struct Uring {
     stale: bool,
     /// Completions reaped while making room for operations.
     early: Vec<Completion>,
+    /// Receives and reads that failed since one succeeded, for reasons that may well come again.
+    failures: u32,
     /// What makes going on pointless.
     failure: Option<io::Error>,
     now: Time,
@@ -169,6 +173,7 @@ impl Uring {
             wake_armed: false,
             stale: false,
             early: Vec::with_capacity(OPERATIONS),
+            failures: 0,
             failure: None,
             now: clock::now(),
             effort: Effort::default(),
@@ -256,13 +261,22 @@ impl Uring {
     }
 
     /// A free operation slot; reaps when all are taken, which ends the operations since they complete at submission.
-    fn make_room(&mut self) {
-        while self.operations.len() == OPERATIONS {
+    /// False if the ring has failed, which the next turn says.
+    fn make_room(&mut self) -> bool {
+        while self.operations.len() == OPERATIONS && self.failure.is_none() {
             let mut early = std::mem::take(&mut self.early);
             self.effort.enters += 1;
-            self.ring.enter(1, None).expect("the ring accepts what it accepted before");
+            self.failure = self.ring.enter(1, None).err();
             self.reap(&mut early);
             self.early = early;
+        }
+        self.failure.is_none()
+    }
+
+    /// Queues the operation `key`. That it was not submitted is said by the next turn.
+    fn submit(&mut self, entry: squeue::Entry, key: usize) {
+        if let Err(error) = self.push(entry, token(Kind::Operation, key)) {
+            self.failure = Some(error);
         }
     }
 
@@ -311,13 +325,19 @@ impl Uring {
         }
         let lease = cqueue::buffer_select(flags).map(|slot| self.tun_buffers.take(slot, result));
         match (result, lease) {
-            (bytes @ 0.., Some(lease)) => Some(Completion::TunRead { lease, bytes: bytes as u32 }),
-            (error, lease) => {
+            (bytes @ 0.., Some(lease)) => {
+                self.failures = 0;
+                Some(Completion::TunRead { lease, bytes: bytes as u32 })
+            }
+            (result, lease) => {
                 if let Some(lease) = lease {
                     self.tun_buffers.give_back(lease);
                 }
-                self.note_failure("TUN read", error);
-                gone(error).then_some(Completion::TunGone)
+                let error = Errno::from_raw(-result);
+                if gone(error) {
+                    return Some(Completion::TunGone);
+                }
+                self.failed("TUN read", error)
             }
         }
     }
@@ -335,32 +355,40 @@ impl Uring {
         let lease = cqueue::buffer_select(flags).map(|slot| self.receive_buffers.take(slot, result));
         match (result, lease) {
             (bytes @ 0.., Some(lease)) => match self.received(&lease, bytes as usize, realtime_offset) {
-                Some(received) => Some(Completion::Received { lease, received }),
+                Some(received) => {
+                    self.failures = 0;
+                    Some(Completion::Received { lease, received })
+                }
                 None => {
                     self.receive_buffers.give_back(lease);
                     Some(Completion::ReceiveFailed(Errno::EPROTO))
                 }
             },
-            (error, lease) => {
+            (result, lease) => {
                 if let Some(lease) = lease {
                     self.receive_buffers.give_back(lease);
                 }
-                self.note_failure("receive", error);
-                // Out of buffers is not an error: it is how a multishot says that it must be armed again. Cancelled,
-                // it is armed again on other sockets.
-                (!matches!(-error, libc::ENOBUFS | libc::ECANCELED) && error < 0)
-                    .then(|| Completion::ReceiveFailed(Errno::from_raw(-error)))
+                self.failed("receive", Errno::from_raw(-result))
             }
         }
     }
 
-    /// Errors that would come again with every arming end the driver; it would spin otherwise.
-    fn note_failure(&mut self, what: &str, error: i32) {
-        if matches!(-error, libc::EINVAL | libc::EOPNOTSUPP | libc::EFAULT | libc::ENOTSOCK) {
-            let error = Errno::from_raw(-error);
+    /// What the worker hears of a receive or read that brought nothing. It is armed anew, and what the kernel cannot do
+    /// at all would fail again and again, so that many failures in a row end the driver. A single one may concern one
+    /// packet only: drivers/net/tun.c `tun_put_user` says EINVAL to a superpacket it cannot describe.
+    fn failed(&mut self, what: &str, error: Errno) -> Option<Completion> {
+        // Out of buffers is how a multishot says that it must be armed again. Cancelled, it is armed again on other sockets.
+        if matches!(error, Errno::ENOBUFS | Errno::ECANCELED | Errno::EAGAIN | Errno::UnknownErrno) {
+            return None;
+        }
+        if matches!(error, Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EFAULT | Errno::ENOTSOCK) {
+            self.failures += 1;
+        }
+        if self.failures >= FAILURES_MAX {
             self.failure =
                 Some(io::Error::other(format!("io_uring: {what}: {error}; `--io syscall` does without")));
         }
+        Some(Completion::ReceiveFailed(error))
     }
 
     fn received(&self, lease: &Lease, bytes: usize, realtime_offset: i64) -> Option<Received> {
@@ -390,23 +418,27 @@ impl Driver for Uring {
     }
 
     fn send(&mut self, send: Send) {
-        self.make_room();
+        if !self.make_room() {
+            return;
+        }
         self.loans.begin_use(&[send.part]);
         let key = self.operations.insert(Operation::Send(send));
         let header = self.memory[key].prepare_send(&send, &self.loans);
         let file = types::Fixed(if send.to.remote.is_ipv4() { SEND_V4 } else { SEND_V6 });
         let entry = opcode::SendMsg::new(file, header).flags(libc::MSG_DONTWAIT as u32).build();
-        self.push(entry, token(Kind::Operation, key)).expect("the ring accepts what it accepted before");
+        self.submit(entry, key);
     }
 
     fn write(&mut self, gather: Gather) {
-        self.make_room();
+        if !self.make_room() {
+            return;
+        }
         self.loans.begin_use(&gather.parts);
         let key = self.operations.vacant_key();
         let (iovecs, count) = self.memory[key].prepare_write(&gather, &self.loans);
         self.operations.insert(Operation::Write(gather));
         let entry = opcode::Writev::new(types::Fixed(TUN), iovecs, count as u32).build();
-        self.push(entry, token(Kind::Operation, key)).expect("the ring accepts what it accepted before");
+        self.submit(entry, key);
     }
 
     fn rebind(&mut self, sockets: WorkerSockets) -> io::Result<()> {
@@ -484,6 +516,6 @@ fn receive_header() -> libc::msghdr {
 }
 
 /// Whether a TUN read failed because the device is no more.
-pub(super) fn gone(result: i32) -> bool {
-    matches!(-result, libc::EBADFD | libc::EBADF | libc::ENODEV)
+pub(super) fn gone(error: Errno) -> bool {
+    matches!(error, Errno::EBADFD | Errno::EBADF | Errno::ENODEV)
 }

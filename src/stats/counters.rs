@@ -110,7 +110,7 @@ counters! {
     tun_writes "calls" "Writes to the TUN, each a packet or a superpacket.";
     written_packets "packets" "Packets the TUN took, each segment of a superpacket counted.";
     written_bytes "bytes" "Inner bytes of those packets.";
-    receive_errors "calls" "Receives that failed and brought no datagram.";
+    receive_errors "calls" "Receives and TUN reads that failed and brought nothing.";
 }
 
 impl WorkerCounters {

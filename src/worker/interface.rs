@@ -91,9 +91,10 @@ impl Interface {
         self.add_routes(&mut netlink)
     }
 
-    /// Fits the superpackets to another MTU. `netlink` speaks to the namespace that the interface is in.
-    pub fn mtu_changed(&self, netlink: &mut Netlink, mtu: u16) {
-        limit_superpackets(netlink, self.index, mtu, self.created);
+    /// Fits the superpackets to another MTU. `netlink` speaks to the namespace that the interface is in, where it may have
+    /// another `index` than where it was opened.
+    pub fn mtu_changed(&self, netlink: &mut Netlink, index: u32, mtu: u16) {
+        limit_superpackets(netlink, index, mtu, self.created);
     }
 
     /// Adds what the kernel took away when the interface was set down: its routes and IPv6 addresses.

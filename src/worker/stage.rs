@@ -13,6 +13,9 @@ use crate::time::{Span, Time};
 pub const STAGED_PACKETS_MAX: usize = 128;
 /// Bytes that may wait for all peers of one worker: a scan of a thousand dead peers must not fill the memory.
 pub const STAGED_BYTES_MAX: usize = 16 << 20;
+/// What a waiting read takes besides its bytes: its place in a queue, which may be half empty, and what the allocator keeps.
+/// More than a small packet itself.
+const OVERHEAD_BYTES: usize = 2 * size_of::<StagedRead>() + 16;
 /// The protocol thread is told again after so long that there is a wish for a session: what kept it from making one may
 /// have passed.
 const ASK_AGAIN: Span = Span::from_secs(1);
@@ -26,6 +29,13 @@ pub struct StagedRead {
     pub read: Read,
     /// Packets in it that are still to be sent.
     pub packets: usize,
+}
+
+impl StagedRead {
+    /// What it takes from [`STAGED_BYTES_MAX`].
+    fn memory_bytes(&self) -> usize {
+        self.bytes.len() + OVERHEAD_BYTES
+    }
 }
 
 #[derive(Debug)]
@@ -61,17 +71,17 @@ impl Stage {
             asked_at: now,
         });
         let mut dropped = 0;
-        let room = STAGED_BYTES_MAX.saturating_sub(read.bytes.len());
+        let room = STAGED_BYTES_MAX.saturating_sub(read.memory_bytes());
         while queue.packets + read.packets > STAGED_PACKETS_MAX || self.bytes > room {
             let Some(oldest) = queue.reads.pop_front() else { break };
             queue.packets -= oldest.packets;
-            self.bytes -= oldest.bytes.len();
+            self.bytes -= oldest.memory_bytes();
             dropped += oldest.packets as u64;
         }
         if self.bytes > room {
             dropped += read.packets as u64;
         } else {
-            self.bytes += read.bytes.len();
+            self.bytes += read.memory_bytes();
             queue.packets += read.packets;
             queue.reads.push_back(read);
         }
@@ -90,7 +100,7 @@ impl Stage {
             return None;
         };
         queue.packets -= read.packets;
-        self.bytes -= read.bytes.len();
+        self.bytes -= read.memory_bytes();
         Some(read)
     }
 
@@ -98,7 +108,7 @@ impl Stage {
     pub fn put_back(&mut self, peer: PeerIndex, read: StagedRead) {
         if let Some(queue) = self.queues.get_mut(&peer) {
             queue.packets += read.packets;
-            self.bytes += read.bytes.len();
+            self.bytes += read.memory_bytes();
             queue.reads.push_front(read);
         }
     }
@@ -106,7 +116,7 @@ impl Stage {
     /// Drops what waits for `peer`; says how many packets.
     pub fn discard(&mut self, peer: PeerIndex) -> u64 {
         let Some(queue) = self.queues.remove(&peer) else { return 0 };
-        self.bytes -= queue.reads.iter().map(|read| read.bytes.len()).sum::<usize>();
+        self.bytes -= queue.reads.iter().map(StagedRead::memory_bytes).sum::<usize>();
         queue.packets as u64
     }
 
@@ -160,6 +170,19 @@ mod tests {
         assert!(stage.bytes <= STAGED_BYTES_MAX);
         assert_eq!(kept * 45 - dropped, stage.discard_all());
         assert_eq!(stage.bytes, 0);
+    }
+
+    #[test]
+    fn small_packets_count_with_what_keeping_them_takes() {
+        let mut stage = Stage::default();
+        for peer in 0..5000 {
+            (0..128).for_each(|_| assert!(stage.push(peer, read(0, 1, 44), NOW).dropped <= 1));
+        }
+        let queues = stage.queues.values().map(|queue| &queue.reads);
+        let memory: usize =
+            queues.map(|reads| reads.capacity() * size_of::<StagedRead>() + reads.len() * 44).sum();
+        assert!(memory <= STAGED_BYTES_MAX, "{memory} bytes");
+        assert!(stage.discard_all() > 10_000);
     }
 
     #[test]

@@ -185,7 +185,10 @@ impl<'a> Link<'a> {
         let name = &self.interface.name;
         if mtu != before.1 {
             tracing::debug!("{name} has an MTU of {mtu} bytes now");
-            self.netlink().into_iter().for_each(|mut netlink| self.interface.mtu_changed(&mut netlink, mtu));
+            let index = self.index;
+            self.netlink()
+                .into_iter()
+                .for_each(|mut netlink| self.interface.mtu_changed(&mut netlink, index, mtu));
         }
         if up && !before.0 {
             tracing::info!("{name} is up: resuming");

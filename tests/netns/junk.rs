@@ -9,9 +9,10 @@ use nix::sys::socket::{setsockopt, sockopt};
 use uringvpn::stats::drop::DropReason;
 
 use crate::kernel::Frames;
+use crate::modes::{Ends, MODES};
 use crate::rig::{FAMILIES, Family, Host, Rig, inner, wait_until};
 use crate::traffic::{Random, ping, reaches};
-use crate::tunnel::{DRIVERS, TUN, Tunnel};
+use crate::tunnel::{DRIVERS, Tunnel};
 
 /// Largest UDP payload over IPv4.
 const DATAGRAM_BYTES_MAX: usize = 65_507;
@@ -201,11 +202,11 @@ fn garbage_on_the_tun_side_is_counted_and_nothing_else_happens() {
     const ETH_P: [u16; 5] = [0x0800, 0x86dd, 0x0806, 0x88cc, 0xffff];
     let Some(rig) = Rig::pair_alone() else { return };
     let [near, far] = [&rig.hosts[0], &rig.hosts[1]];
-    for io in DRIVERS {
-        let [source, other] = strict(&rig, io);
-        wait_until("ping through the tunnel", || reaches(near, inner(Family::V4, 1)));
+    for (mode, io) in MODES.into_iter().flat_map(|mode| DRIVERS.map(|io| (mode, io))) {
+        let allowed = ["10.9.0.2+fd09::2", "10.9.0.1+fd09::1"];
+        let ends = Ends::start(&rig, mode, &format!("--io {io} --queues 2"), allowed);
         let mut random = Random(11);
-        let frames = near.inside(|| Frames::open(TUN));
+        let frames = near.inside(|| Frames::open(&ends.links[0]));
         let mut sent = 0;
         for number in 0..3000 {
             let mut bytes = junk(&mut random, 1420);
@@ -225,13 +226,12 @@ fn garbage_on_the_tun_side_is_counted_and_nothing_else_happens() {
             near.run(&format!("ping -n -q -c 3 -i 0.05 -W 5 -s 60000 {}", inner(family, 1)));
         }
         ping(far, inner(Family::V6, 0), 5, 1420);
-        let report = source.stop();
-        println!("{io}: {sent} frames; {}", report.output);
+        let [report, _] = ends.stop();
+        println!("{mode:?}, {io}: {sent} frames; {}", report.output);
         assert!(sent > 2000 && report.total("tun_reads") >= sent, "{sent} frames: {}", report.output);
         assert!(report.dropped(DropReason::OutMalformed) > 500, "{}", report.output);
         assert!(report.dropped(DropReason::NoRoute) > 100, "{}", report.output);
         let expected = [DropReason::OutMalformed, DropReason::NoRoute];
         assert_eq!(report.dropped_otherwise(&expected), 0, "{}", report.output);
-        other.stop();
     }
 }

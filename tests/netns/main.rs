@@ -6,18 +6,25 @@
 //! | [`tunnel`] | one `uringvpn` process: start, stop, what it printed |
 //! | [`traffic`] | ping, iperf3, files with their hash, UDP in order |
 //! | [`kernel`] | the few calls that need `unsafe`: a seccomp filter, raw frames |
-//! | [`forwarding`], [`lifecycle`], [`refusals`], [`junk`], [`cost`] | the tests, in plaintext mode |
+//! | [`modes`] | both ends of a tunnel, sealed or plain |
+//! | [`offload`], [`faults`], [`junk`], [`cost`] | the tests in both modes |
+//! | [`forwarding`], [`lifecycle`], [`refusals`] | the tests in plaintext mode |
 //! | [`wireguard`] | the tests of the encrypted tunnel, beside wireguard-go, boringtun, `wg` and `wg-quick` |
 //!
-//! Needs root, ip(8), ss(8), ping(8), iperf3(1), setpriv(1), wg(8), wg-quick(8), wireguard-go, boringtun-cli. Without root a test prints that it was skipped, or fails if the
+//! Needs root, ip(8), ss(8), tc(8), ethtool(8), ping(8), iperf3(1), setpriv(1), wg(8), wg-quick(8), wireguard-go, boringtun-cli. Without root a test prints that it was skipped, or fails if the
 //! environment says `CI=true`. Times are printed; asserted only where something would otherwise hang.
 #![allow(clippy::unwrap_used)]
 
 mod cost;
+mod faults;
 mod forwarding;
 mod junk;
 mod kernel;
 mod lifecycle;
+mod modes;
+mod offload;
+#[path = "../packets/mod.rs"]
+mod packets;
 mod refusals;
 mod rig;
 mod traffic;

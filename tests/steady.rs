@@ -1,0 +1,200 @@
+//! A worker on a real driver, once it has seen the traffic it is to carry: it allocates nothing more, sealed or plain.
+//!
+//! A pair of record sockets stands in for the TUN, and the worker is its own peer: what it sends comes back to it.
+#![allow(clippy::unwrap_used)]
+
+mod packets;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, recv, send, setsockopt, socketpair, sockopt,
+};
+use packets::{Packet, payload, split};
+use uringvpn::dataplane::view::{Change, View};
+use uringvpn::io::allocations::{self, Counting};
+use uringvpn::io::clock;
+use uringvpn::io::driver::{Driver, Wait};
+use uringvpn::io::message::Devices;
+use uringvpn::io::syscall::Syscall;
+use uringvpn::io::udp::{self, Steering, UdpRequest};
+use uringvpn::io::uring::Uring;
+use uringvpn::io::wake::Waker;
+use uringvpn::io::{lease, ring};
+use uringvpn::offload::coalesce::Merge;
+use uringvpn::proto::Endpoint;
+use uringvpn::proto::crypto::Secret;
+use uringvpn::proto::output::Update;
+use uringvpn::proto::session::{Keys, Role, Session};
+use uringvpn::stats::counters::{Totals, WorkerCounters};
+use uringvpn::stats::drop::Direction;
+use uringvpn::stats::latency::{self, LatencyReporter};
+use uringvpn::worker::data::{DataWorker, Flags, Parts};
+use uringvpn::worker::handoff;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const INDEX: u32 = 0x2200;
+
+/// What the worker reads: superpackets, single packets, acknowledgments of several flows.
+fn traffic() -> Vec<Vec<u8>> {
+    let mut reads = Vec::new();
+    for v6 in [false, true] {
+        for port in 0..3 {
+            let flow = Packet { source_port: port, ..Packet::tcp(v6, payload(30_000, port.into())) };
+            reads.push(flow.tun_read(1300));
+            reads.push([vec![0; 16], flow.next(Vec::new()).bytes()].concat());
+            let datagrams = Packet { source_port: port, ..Packet::udp(v6, payload(5_000, 1)) };
+            reads.push(datagrams.tun_read(500));
+            reads.push([vec![0; 16], datagrams.next(payload(99, 1)).bytes()].concat());
+        }
+    }
+    reads
+}
+
+/// A worker that has one peer, itself.
+struct Loop<D> {
+    worker: DataWorker<D>,
+    counters: Arc<WorkerCounters>,
+    kernel: OwnedFd,
+    _stats: crossbeam_channel::Receiver<latency::Full>,
+    _inbox: handoff::Inbox,
+}
+
+impl<D: Driver> Loop<D> {
+    fn new(sealed: bool, open: impl FnOnce(Devices, Waker) -> D) -> Loop<D> {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let (tun, kernel) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+        for end in [&tun, &kernel] {
+            setsockopt(end, sockopt::SndBuf, &(4 << 20)).unwrap();
+        }
+        let mut sockets = udp::open(&UdpRequest {
+            address: Some(Ipv4Addr::LOCALHOST.into()),
+            port: 0,
+            workers: 1,
+            gro: true,
+            gso: true,
+            buffer_bytes: 4 << 20,
+            steering: Steering::ReceiverIndex,
+            fwmark: 0,
+            patience: udp::BUSY_PATIENCE,
+        })
+        .unwrap();
+        let itself = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), sockets.port);
+        let counters = Arc::new(WorkerCounters::default());
+        let (outbox, stats) = latency::channel(1);
+        let (to_protocol, inbox) = handoff::to_protocol();
+        let parts = Parts {
+            view: view(sealed, itself),
+            orders: handoff::to_worker(None).1,
+            outbox: to_protocol,
+            train_segments_max: sockets.train_segments_max,
+            merge: Merge { tcp: true, udp: true },
+            counters: counters.clone(),
+            latency: LatencyReporter::new(outbox, clock::now()),
+            flags: Arc::new(Flags::default()),
+        };
+        let devices = Devices { tun, sockets: sockets.workers.remove(0) };
+        let worker = DataWorker::new(open(devices, Waker::new().unwrap()), parts);
+        Loop { worker, counters, kernel, _stats: stats, _inbox: inbox }
+    }
+
+    /// Hands `reads` in and turns until everything has come out at the TUN again; how often the worker allocated.
+    fn carry(&mut self, reads: &[Vec<u8>], room: &mut [u8]) -> u64 {
+        let mut allocated = 0;
+        for read in reads {
+            send(self.kernel.as_raw_fd(), read, MsgFlags::empty()).unwrap();
+            // Several of them in some turns, one in others.
+            if read.len() > 4_000 {
+                continue;
+            }
+            let mut idle = 0;
+            while idle < 3 {
+                let before = allocations::of_this_thread();
+                self.worker.turn(Wait::Not).unwrap();
+                allocated += allocations::of_this_thread() - before;
+                let came = std::iter::from_fn(|| recv(self.kernel.as_raw_fd(), room, MsgFlags::empty()).ok());
+                idle = if came.count() > 0 { 0 } else { idle + 1 };
+            }
+        }
+        allocated
+    }
+}
+
+fn view(sealed: bool, itself: SocketAddr) -> View {
+    let mut view = if sealed { View::for_wireguard(1420) } else { View::default() };
+    if sealed {
+        let keys = Keys {
+            peer: 0,
+            local_index: INDEX,
+            remote_index: INDEX,
+            role: Role::Initiator,
+            sealing: Secret::new([3; 32]),
+            opening: Secret::new([3; 32]),
+            created: clock::now(),
+        };
+        let session = Arc::new(Session::new(keys));
+        let endpoint = Endpoint { remote: itself, local: Some(itself.ip()) };
+        for update in [
+            Update::PeerAdded { peer: 0, activity: Arc::default() },
+            Update::Endpoint { peer: 0, endpoint: Some(endpoint) },
+            Update::SessionAdded(session.clone()),
+            Update::Current { peer: 0, session: Some(session) },
+        ] {
+            view.apply(Change::Peer(update));
+        }
+    } else {
+        view.add_peer(Some(itself));
+    }
+    for prefix in ["0.0.0.0/0", "::/0"] {
+        view.add_route(prefix.parse().unwrap(), 0);
+    }
+    view
+}
+
+fn assert_allocates_nothing<D: Driver>(sealed: bool, open: impl FnOnce(Devices, Waker) -> D) {
+    let reads = traffic();
+    let packets: usize = reads.iter().map(|read| split(read).len()).sum();
+    let mut room = vec![0; lease::BUFFER_BYTES];
+    let mut turning = Loop::new(sealed, open);
+    let first = turning.carry(&reads, &mut room);
+    assert!(first > 0, "nothing counts allocations");
+    for _ in 0..3 {
+        turning.carry(&reads, &mut room);
+    }
+    let before = Totals::of([&*turning.counters]);
+    let allocated: u64 = (0..20).map(|_| turning.carry(&reads, &mut room)).sum();
+    let news = Totals::of([&*turning.counters]).since(&before);
+    // It did carry them.
+    assert_eq!((news.out_packets, news.written_packets), (20 * packets as u64, 20 * packets as u64));
+    assert!(news.trains < news.sent_datagrams && news.tun_writes < news.written_packets);
+    for direction in [Direction::Outbound, Direction::Inbound] {
+        assert_eq!(news.drops(direction).collect::<Vec<_>>(), []);
+    }
+    assert_eq!(allocated, 0, "{} packets", news.out_packets);
+}
+
+#[test]
+fn a_worker_on_system_calls_allocates_nothing_for_traffic_it_has_seen() {
+    for sealed in [false, true] {
+        assert_allocates_nothing(sealed, |devices, waker| Syscall::new(devices, waker).unwrap());
+    }
+}
+
+#[test]
+fn a_worker_on_a_ring_allocates_nothing_for_traffic_it_has_seen() {
+    if let Err(error) = ring::available() {
+        assert!(
+            std::env::var("CI").as_deref() != Ok("true"),
+            "no io_uring ({error}), and CI=true forbids skipping"
+        );
+        eprintln!("SKIPPED: no io_uring ({error})");
+        return;
+    }
+    for sealed in [false, true] {
+        assert_allocates_nothing(sealed, |devices, waker| Uring::new(devices, waker).unwrap());
+    }
+}
