@@ -6,17 +6,21 @@
 use std::hint::black_box;
 use std::net::SocketAddr;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, Bencher, Criterion, Throughput, criterion_group, criterion_main};
+use uringvpn::proto::Endpoint;
 use uringvpn::proto::cookie::{MacChecker, MacWriter};
+use uringvpn::proto::device::Device;
 use uringvpn::proto::keys::PresharedKey;
 use uringvpn::proto::noise::{
     LocalKeys, RemoteKeys, TransportKeys, consume_initiation, consume_response, create_initiation,
     create_response, open_initiation,
 };
+use uringvpn::proto::output::Handled;
 use uringvpn::proto::rate_limit::RateLimit;
 use uringvpn::proto::rng::Rng;
 use uringvpn::proto::tai64n::Tai64n;
-use uringvpn::time::Time;
+use uringvpn::proto::timers::INITIATION_INTERVAL_MIN;
+use uringvpn::time::{Time, WallTime};
 use uringvpn::wire::message::{INITIATION_BYTES, RESPONSE_BYTES};
 
 /// One end of a handshake.
@@ -26,6 +30,7 @@ struct Side {
     writer: MacWriter,
     checker: MacChecker,
     rng: Rng,
+    stamp: Tai64n,
 }
 
 impl Side {
@@ -42,13 +47,15 @@ impl Side {
                 checker: MacChecker::new(local.public()),
                 local,
                 rng: Rng::from_seed([own as u8; 32]),
+                stamp: Tai64n::default(),
             }
         })
     }
 
     fn initiate(&mut self) -> ([u8; INITIATION_BYTES], uringvpn::proto::noise::Initiated) {
         let ephemeral = self.rng.private_key();
-        let created = create_initiation(&self.local, &self.remote, ephemeral, Tai64n::default(), 1);
+        self.stamp = self.stamp.next();
+        let created = create_initiation(&self.local, &self.remote, ephemeral, self.stamp, 1);
         let (mut message, initiated) = created.expect("keys are of full order");
         self.writer.write_macs(&mut message, Time::default());
         (message, initiated)
@@ -83,7 +90,27 @@ fn handshake(criterion: &mut Criterion) {
                 .expect("the response is right")
         });
     });
+    group.bench_function("device_responds", |b| device_responds(b, &mut initiator, &responder));
     group.finish();
+}
+
+/// As the protocol thread does it: with look-ups, a session, updates for the workers and timers.
+fn device_responds(b: &mut Bencher<'_>, initiator: &mut Side, responder: &Side) {
+    let (mut now, wall) = (Time::default(), WallTime::default());
+    let mut device = Device::new(2, [7; 32]);
+    device.set_private_key(Some(responder.local.private().clone()), now, wall);
+    device.set_up(true, now, wall);
+    let peer = device.add_peer(*initiator.local.public()).expect("it is another key");
+    let from = Endpoint::to(([192, 0, 2, 1], 51820).into());
+    let initiation = || initiator.initiate().0;
+    let respond = |message: [u8; INITIATION_BYTES]| {
+        now = now + INITIATION_INTERVAL_MIN;
+        let handled = device.handle_datagram(&message, from, 0, now, wall);
+        assert_eq!(handled, Handled::InitiationAccepted(peer));
+        while device.poll_update().is_some() {}
+        device.poll_transmit()
+    };
+    b.iter_batched(initiation, respond, BatchSize::SmallInput);
 }
 
 fn refused(criterion: &mut Criterion) {

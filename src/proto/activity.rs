@@ -4,12 +4,16 @@
 //! the peer's timers is due, and decides (see [`super::timers`]). A worker rings for it only when there is something that
 //! cannot wait for a timer, or when no timer is running that would make it look.
 //!
-//! All orderings are relaxed: the channel that carries "look at this peer" orders what was noted before it, and a fact that
-//! is noted a moment later is seen at the next look.
+//! Facts are relaxed: one that is seen late is seen at the next look. News are not: what a worker did before it left some must
+//! be seen by whoever takes them, also if the message that says "look at this peer" came from another worker.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64};
 
-use crate::time::Time;
+use crate::time::{Span, Time};
+
+/// A worker asks again so long after it asked for a new session: while a handshake is under way every train would ask.
+const ASK_AGAIN: Span = Span::from_secs(1);
 
 /// Something happened that the protocol thread must hear of soon. Several may be pending for one peer; its thread takes
 /// them all at once.
@@ -55,6 +59,8 @@ pub struct Activity {
     data_received_at: AtomicU64,
     /// The newest authenticated message in either direction.
     traversed_at: AtomicU64,
+    /// When a worker last asked to renew the session.
+    rekey_asked_at: AtomicU64,
     news: AtomicU8,
     /// Whether the protocol thread has a timer running that makes it look here.
     watched: AtomicBool,
@@ -111,16 +117,25 @@ impl Activity {
     /// one note per peer is on its way at any time.
     #[must_use]
     pub fn tell(&self, news: News) -> bool {
-        // Most calls repeat what is pending already; a load does not take the cache line from the other workers.
-        if NewsSet(self.news.load(Relaxed)).has(news) {
+        // Release pairs with the Acquire in `take_news`. It must be a write even if the same news are pending: a mere look
+        // would not order what we did before it.
+        NewsSet(self.news.fetch_or(news as u8, Release)).is_empty()
+    }
+
+    /// The session should be renewed: leaves that as news, though not with every train. True as for [`Activity::tell`].
+    #[must_use]
+    pub fn ask_to_rekey(&self, now: Time) -> bool {
+        if time(&self.rekey_asked_at).is_some_and(|asked| now.since(asked) < ASK_AGAIN) {
             return false;
         }
-        NewsSet(self.news.fetch_or(news as u8, Relaxed)).is_empty()
+        self.rekey_asked_at.store(stamp(now), Relaxed);
+        self.tell(News::RekeyDue)
     }
 
     /// Takes what is pending.
     pub fn take_news(&self) -> NewsSet {
-        NewsSet(self.news.swap(0, Relaxed))
+        // Pairs with the Release in `tell`.
+        NewsSet(self.news.swap(0, Acquire))
     }
 
     /// A timer now watches the peer (or none does any more).
@@ -130,7 +145,8 @@ impl Activity {
 
     /// Forgets the facts that timers wait for, not the byte counts: the peer's sessions are gone.
     pub fn forget(&self) {
-        for fact in [&self.unanswered_since, &self.owed_since, &self.data_received_at] {
+        let facts = [&self.unanswered_since, &self.owed_since, &self.data_received_at, &self.rekey_asked_at];
+        for fact in facts {
             fact.store(0, Relaxed);
         }
     }
@@ -203,6 +219,20 @@ mod tests {
         assert!(news.has(News::SessionWanted) && news.has(News::RekeyDue) && !news.has(News::Confirmed));
         assert!(activity.take_news().is_empty());
         assert!(activity.tell(News::SessionWanted));
+    }
+
+    #[test]
+    fn a_renewal_is_asked_for_once_a_second_at_most() {
+        let activity = Activity::default();
+        let second = Span::from_secs(1);
+        assert!(activity.ask_to_rekey(NOW));
+        assert!(activity.take_news().has(News::RekeyDue));
+        assert!(!activity.ask_to_rekey(NOW + Span::from_millis(999)) && activity.take_news().is_empty());
+        assert!(activity.ask_to_rekey(NOW + second));
+        assert!(!activity.ask_to_rekey(NOW + second + second), "the note is still on its way");
+        activity.forget();
+        activity.take_news();
+        assert!(activity.ask_to_rekey(NOW + second + second), "the next session asks for itself");
     }
 
     #[test]

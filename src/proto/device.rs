@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use slab::Slab;
+use zeroize::Zeroize;
 
 use super::cookie::MacChecker;
 use super::index::Indices;
@@ -41,8 +42,9 @@ pub struct Device {
 impl Device {
     /// An interface that is down, without key and peers. `workers` own its sessions, 1 to 256 of them. All random numbers
     /// come from `seed`.
-    pub fn new(workers: usize, seed: [u8; 32]) -> Device {
+    pub fn new(workers: usize, mut seed: [u8; 32]) -> Device {
         let mut rng = Rng::from_seed(seed);
+        seed.zeroize();
         Device {
             limiter: RateLimit::new(&mut rng),
             shared: Shared {

@@ -44,8 +44,10 @@
 //!
 //! Where we do otherwise than the kernel, and why: a handshake that had to wait because one was just sent begins by itself as
 //! soon as it may; initiations that cross leave both sides with a session at once, and the side with the lower public key
-//! goes over to the other's, see `slots`; keys are wiped by the age of the oldest session, not of the newest; after a change of our
-//! own key handshakes with all peers begin at once.
+//! goes over to the other's, see `slots`; if each side so ends with the session that the other began, whoever sends renews it
+//! shortly before its end, see [`session::Session::note_crossed`]; a response to our initiation is refused once the peer's own
+//! handshake is done; keys are wiped by the age of the oldest session, not of the newest; after a change of our own key
+//! handshakes with all peers begin at once.
 
 pub mod activity;
 pub mod cookie;

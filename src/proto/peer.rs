@@ -146,6 +146,8 @@ impl Peer {
     pub(super) fn promote(&mut self, shared: &mut Shared, at: Moment) -> bool {
         let (promoted, dropped) = self.slots.promote();
         if promoted {
+            // Whoever still answers our own initiation is late: its half of that session may be old.
+            self.drop_outstanding(shared);
             self.handshake_completed(at);
             self.publish_current(shared);
             shared.release(dropped);

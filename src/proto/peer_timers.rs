@@ -139,9 +139,12 @@ impl Peer {
         if at.now.since(since) >= KEEPALIVE_TIMEOUT {
             // If data came after the first, the peer waits for another answer.
             let another = self.activity.data_received_at() > Some(since);
+            // Not set again after the keepalive unless it must be: a worker may have noted new data by then.
             self.activity.set_owed(None);
             self.send_keepalive(shared, at);
-            self.activity.set_owed(another.then_some(at.now));
+            if another {
+                self.activity.set_owed(Some(at.now));
+            }
         }
     }
 

@@ -17,8 +17,8 @@ use crate::wire::message::{
 };
 
 impl Device {
-    /// Takes a datagram that came from `from`; `queued` others that make sessions wait behind it. Costs at most three
-    /// multiplications on the curve for an initiation, two for a response.
+    /// Takes a datagram that came from `from`; `queued` others that make sessions wait behind it. Costs at most four
+    /// multiplications on the curve and one of its base point for an initiation, two for a response.
     pub fn handle_datagram(
         &mut self,
         bytes: &[u8],

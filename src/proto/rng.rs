@@ -19,17 +19,19 @@ const BLOCK_BYTES: usize = 512;
 /// A generator of random bytes. See the module.
 #[derive(ZeroizeOnDrop)]
 pub struct Rng {
-    /// The next key, then what has not been handed out, from `used` on.
-    block: [u8; BLOCK_BYTES],
+    /// The next key, then what has not been handed out, from `used` on. On the heap: a move of the generator would leave a
+    /// copy behind that nobody wipes.
+    block: Box<[u8]>,
     used: usize,
 }
 
 impl Rng {
-    /// The generator that `seed` starts.
+    /// The generator that `seed` starts. Nothing here remembers the seed afterwards.
     pub fn from_seed(mut seed: [u8; KEY_BYTES]) -> Rng {
-        let mut rng = Rng { block: [0; BLOCK_BYTES], used: BLOCK_BYTES };
+        let mut rng = Rng { block: vec![0; BLOCK_BYTES].into(), used: BLOCK_BYTES };
         rng.block[..KEY_BYTES].copy_from_slice(&seed);
         seed.zeroize();
+        rng.renew();
         rng
     }
 
@@ -138,6 +140,12 @@ mod tests {
         let drawn = draw(&mut rng, 100);
         assert!(!rng.block.windows(8).any(|window| drawn.windows(8).any(|bytes| bytes == window)));
         assert_eq!(rng.block[KEY_BYTES..KEY_BYTES + 100], [0; 100]);
+    }
+
+    #[test]
+    fn the_seed_is_forgotten_before_the_first_byte_is_drawn() {
+        let rng = Rng::from_seed([7; 32]);
+        assert!(!rng.block.windows(8).any(|window| window == [7; 8]));
     }
 
     #[test]

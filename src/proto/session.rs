@@ -74,6 +74,8 @@ pub struct Session {
     send_counter: AtomicU64,
     /// Whether the peer has shown that it has the keys.
     confirmed: AtomicBool,
+    /// Whether the peer began another at the same time.
+    crossed: AtomicBool,
     window: Mutex<ReplayWindow>,
 }
 
@@ -90,6 +92,7 @@ impl Session {
             opening: AeadKey::new(&keys.opening),
             send_counter: AtomicU64::new(0),
             confirmed: AtomicBool::new(keys.role == Role::Initiator),
+            crossed: AtomicBool::new(false),
             window: Mutex::default(),
         }
     }
@@ -147,10 +150,24 @@ impl Session {
     }
 
     /// Whether sending on it should start a new handshake: the initiator's is older than [`REKEY_AFTER_TIME`], or it has
-    /// carried [`REKEY_AFTER_MESSAGES`].
+    /// carried [`REKEY_AFTER_MESSAGES`]. See also [`Session::note_crossed`].
     pub fn rekey_due_on_send(&self, now: Time) -> bool {
-        let old = self.role == Role::Initiator && now.since(self.created) >= REKEY_AFTER_TIME;
+        // Late enough for an initiator to have renewed it, early enough for a handshake.
+        const NOBODY_DID: Span =
+            Span::from_nanos(REJECT_AFTER_TIME.as_nanos() - KEEPALIVE_TIMEOUT.as_nanos());
+        let age = now.since(self.created);
+        let old = match self.role {
+            Role::Initiator => age >= REKEY_AFTER_TIME,
+            Role::Responder => age >= NOBODY_DID && self.crossed.load(Ordering::Relaxed),
+        };
         old || self.sent() >= REKEY_AFTER_MESSAGES
+    }
+
+    /// Notes that the peer began another session at the same time. It may happen that each side then seals with the one that
+    /// the other began. Nobody is the initiator of what it uses, so whoever sends must renew it in the end.
+    pub fn note_crossed(&self) {
+        // Relaxed: asked again with every train.
+        self.crossed.store(true, Ordering::Relaxed);
     }
 
     /// Whether receiving on it should start a new handshake: the initiator's ends before a keepalive and a handshake could
@@ -203,7 +220,7 @@ impl Session {
 
     /// Notes that the peer has shown that it has the keys; true the first time.
     pub fn confirm(&self) -> bool {
-        // Relaxed: whoever hears of it does so through a channel, which orders.
+        // Relaxed: who must act on it hears of it by `Activity::tell`, which orders.
         !self.confirmed.load(Ordering::Relaxed) && !self.confirmed.swap(true, Ordering::Relaxed)
     }
 
@@ -212,10 +229,10 @@ impl Session {
         self.confirmed.load(Ordering::Relaxed)
     }
 
-    /// Puts the send counter to `counter`, for tests of its end.
+    /// Uses up all counters before `counter`, for tests of their end. It never goes back.
     #[doc(hidden)]
     pub fn skip_to(&self, counter: u64) {
-        self.send_counter.store(counter, Ordering::Relaxed);
+        self.send_counter.fetch_max(counter, Ordering::Relaxed);
     }
 }
 
@@ -348,6 +365,8 @@ mod tests {
         assert!(!initiator.rekey_due_on_send(before(120)) && initiator.rekey_due_on_send(after(120)));
         assert!(!initiator.rekey_due_on_receive(before(165)) && initiator.rekey_due_on_receive(after(165)));
         assert!(!responder.rekey_due_on_send(before(180)) && !responder.rekey_due_on_receive(before(180)));
+        responder.note_crossed();
+        assert!(!responder.rekey_due_on_send(before(170)) && responder.rekey_due_on_send(after(170)));
         for session in [initiator, responder] {
             session.skip_to(REKEY_AFTER_MESSAGES - 1);
             assert!(!session.rekey_due_on_send(after(1)));

@@ -60,6 +60,9 @@ impl Slots {
         let Some(next) = self.next.take_if(|next| next.confirmed()) else {
             return (false, None);
         };
+        if self.current.as_ref().is_some_and(|current| crossed(current, &next)) {
+            next.note_crossed();
+        }
         let replaced = self.current.replace(next);
         (true, std::mem::replace(&mut self.previous, replaced))
     }
@@ -70,10 +73,9 @@ impl Slots {
         let (Some(previous), Some(current)) = (&self.previous, &self.current) else {
             return false;
         };
-        let crossed = previous.role() == Role::Responder && current.role() == Role::Initiator;
-        let together = current.created().since(previous.created()) < REKEY_TIMEOUT;
-        let yields = crossed && together && previous.confirmed();
+        let yields = crossed(current, previous) && previous.confirmed();
         if yields {
+            previous.note_crossed();
             std::mem::swap(&mut self.previous, &mut self.current);
         }
         yields
@@ -98,6 +100,12 @@ impl Slots {
     fn iter(&self) -> impl Iterator<Item = &Arc<Session>> {
         [&self.previous, &self.current, &self.next].into_iter().flatten()
     }
+}
+
+/// Whether we began the one and the peer the other, both at about the same time.
+fn crossed(ours: &Session, theirs: &Session) -> bool {
+    let gap = ours.created().since(theirs.created()).max(theirs.created().since(ours.created()));
+    ours.role() == Role::Initiator && theirs.role() == Role::Responder && gap < REKEY_TIMEOUT
 }
 
 fn usable(session: &Session, now: Time) -> bool {

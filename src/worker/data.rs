@@ -413,7 +413,7 @@ impl<D: Driver> DataWorker<D> {
         let endpoint = entry.endpoint.ok_or(DropReason::NoEndpoint)?;
         if let Some(session) = &entry.current {
             let mut tell = entry.activity.data_sent(bytes.into(), now);
-            tell |= session.rekey_due_on_send(now) && entry.activity.tell(News::RekeyDue);
+            tell |= session.rekey_due_on_send(now) && entry.activity.ask_to_rekey(now);
             if tell {
                 self.outbox.news(peer);
             }
@@ -535,7 +535,7 @@ impl<D: Driver> DataWorker<D> {
 fn note(heard: &Heard, activity: &Activity, now: Time) -> bool {
     let mut tell = activity.received(heard.bytes, heard.data, now);
     tell |= heard.confirmed && activity.tell(News::Confirmed);
-    tell |= heard.rekey_due && activity.tell(News::RekeyDue);
+    tell |= heard.rekey_due && activity.ask_to_rekey(now);
     tell
 }
 

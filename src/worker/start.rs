@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use anyhow::Context;
 use crossbeam_channel::{Receiver, unbounded};
+use zeroize::Zeroizing;
 
 use super::handoff::Orders;
 use super::outer::Outer;
@@ -27,9 +28,9 @@ pub fn protocol(
     outer: Outer,
     workers: Vec<Orders>,
 ) -> anyhow::Result<(Protocol, Receiver<(PublicKey, SocketAddr)>)> {
-    let mut seed = [0; 32];
-    getrandom::fill(&mut seed).context("the kernel gives no random numbers")?;
-    let mut tunnel = Tunnel::new(workers.len(), seed);
+    let mut seed = Zeroizing::new([0; 32]);
+    getrandom::fill(&mut *seed).context("the kernel gives no random numbers")?;
+    let mut tunnel = Tunnel::new(workers.len(), *seed);
     tunnel.apply(request(config), clock::now(), clock::wall());
     let (found, addresses) = unbounded();
     let peers = names(&config.peers);

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use zeroize::Zeroize;
 
 use crate::control::uapi::{DeviceState, PeerChange, PeerState, SetRequest};
 use crate::dataplane::allowed_ips::{AllowedIps, PeerIndex};
@@ -30,13 +31,10 @@ pub struct Tunnel {
 
 impl Tunnel {
     /// Without key and peers, for `workers` workers; `seed` makes all random choices.
-    pub fn new(workers: usize, seed: [u8; 32]) -> Tunnel {
-        Tunnel {
-            device: Device::new(workers, seed),
-            routes: Arc::default(),
-            prefixes: HashMap::new(),
-            routes_are_news: false,
-        }
+    pub fn new(workers: usize, mut seed: [u8; 32]) -> Tunnel {
+        let device = Device::new(workers, seed);
+        seed.zeroize();
+        Tunnel { device, routes: Arc::default(), prefixes: HashMap::new(), routes_are_news: false }
     }
 
     /// Applies a request, all but its port and mark, which belong to whoever owns the sockets. Cannot fail: what can be wrong

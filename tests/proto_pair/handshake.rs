@@ -2,6 +2,7 @@
 
 use uringvpn::proto::keys::{PresharedKey, PrivateKey, PublicKey};
 use uringvpn::proto::output::{Handled, Update};
+use uringvpn::proto::session::Role;
 use uringvpn::time::Time;
 
 use super::craft::{Hand, stamp};
@@ -528,4 +529,110 @@ fn the_greatest_stamp_locks_a_key_out_until_its_peer_is_added_again() {
     net.introduce(B, A);
     net.run(secs(6));
     assert_eq!(net.delivered(B), 1);
+}
+
+#[test]
+fn a_response_that_comes_after_the_peer_s_own_handshake_was_done_is_refused() {
+    let mut net = Net::pair();
+    net.cut();
+    net.send(A, b"from A");
+    net.send(B, b"from B");
+    let [ours, theirs] = [A, B].map(|node| net.sent(node, INITIATION)[0].clone());
+    net.deliver(&theirs);
+    net.deliver(&net.sent(A, RESPONSE)[0].clone());
+    net.deliver(&net.sent(B, DATA)[0].clone());
+    let current = net.nodes[A].peers[&PEER].current.clone().unwrap();
+    net.run(secs(400));
+    net.deliver(&ours);
+    let late = net.sent(B, RESPONSE)[0].clone();
+    net.deliver(&late);
+    assert_eq!(net.nodes[A].handled.last(), Some(&Handled::ResponseUnexpected));
+    let now = net.nodes[A].peers[&PEER].current.clone().unwrap();
+    assert!(std::sync::Arc::ptr_eq(&current, &now), "what the peer may no longer have replaces nothing");
+}
+
+#[test]
+fn a_device_that_was_started_anew_is_answered_at_once() {
+    for node in [A, B] {
+        let mut net = Net::connected();
+        net.run(secs(30));
+        net.nodes[node] = net.nodes[node].restarted(200, net.now);
+        net.introduce(node, 1 - node);
+        let before = net.delivered(1 - node);
+        net.send(node, b"I am back");
+        net.run(millis(100));
+        assert_eq!(net.delivered(1 - node), before + 1);
+        net.assert_both_ways(millis(50));
+    }
+}
+
+#[test]
+fn a_peer_that_was_started_anew_is_found_within_15_seconds_of_silence() {
+    let mut net = Net::connected();
+    net.run(secs(30));
+    net.nodes[B] = net.nodes[B].restarted(200, net.now);
+    net.introduce(B, A);
+    let start = net.now;
+    net.send(A, b"into the void");
+    while net.delivered(B) == 0 {
+        net.run(millis(100));
+        net.send(A, b"and again");
+    }
+    let took = net.now.since(start);
+    assert!(took >= secs(15) && took < millis(15_600), "{took:?}");
+}
+
+#[test]
+fn what_is_sent_while_a_handshake_is_under_way_tells_the_device_once_a_second() {
+    let mut net = Net::connected();
+    net.run(secs(121));
+    net.cut();
+    let before = net.nodes[A].told;
+    for _ in 0..4000 {
+        net.send(A, b"data on the old session");
+        net.run(millis(1));
+    }
+    assert_eq!(net.sent(A, INITIATION).len(), 2);
+    let told = net.nodes[A].told - before;
+    assert!((4..=6).contains(&told), "{told} times in four seconds");
+}
+
+#[test]
+fn when_each_side_ends_with_the_session_that_the_other_began_it_is_still_renewed_in_time() {
+    for only_sender in [A, B] {
+        let mut net = Net::pair();
+        let lower_first = net.nodes[A].public_key() < net.nodes[B].public_key();
+        let (low, high) = if lower_first { (A, B) } else { (B, A) };
+        net.cut();
+        let newest = |net: &Net, node, kind| (*net.sent(node, kind).last().unwrap()).clone();
+        net.send(low, b"from the lower");
+        net.send(high, b"from the higher");
+        for (node, kind) in [
+            (high, INITIATION),
+            (low, RESPONSE),
+            // The other initiation and what follows from it overtake what came before.
+            (low, INITIATION),
+            (high, RESPONSE),
+            (low, DATA),
+            (high, DATA),
+        ] {
+            let flight = newest(&net, node, kind);
+            net.deliver(&flight);
+        }
+        let current = |net: &Net| [A, B].map(|node| net.nodes[node].peers[&PEER].current.clone().unwrap());
+        let before = current(&net);
+        for session in &before {
+            assert_eq!(session.role(), Role::Responder);
+            assert!(session.rekey_due_on_send(net.now + secs(170)));
+        }
+        net.heal();
+        let start = net.now;
+        while net.now.since(start) < secs(179) {
+            net.run(millis(700));
+            net.send(only_sender, b"data");
+            let initiations = net.sent(A, INITIATION).len() + net.sent(B, INITIATION).len();
+            assert_eq!(initiations > 2, net.now.since(start) >= secs(170));
+        }
+        assert!(current(&net)[0].created() > before[0].created());
+    }
 }

@@ -46,6 +46,8 @@ pub struct Node {
     pub out: Vec<Out>,
     /// Peers of which the device must be told.
     pub notes: Vec<PeerIndex>,
+    /// How often it was told.
+    pub told: usize,
     /// What the node adds to the wall clock of the world, in seconds.
     pub wall_offset: i64,
     /// Handshake datagrams that are said to wait behind each one.
@@ -68,6 +70,7 @@ impl Node {
             updates: Vec::new(),
             out: Vec::new(),
             notes: Vec::new(),
+            told: 0,
             wall_offset: 0,
             queued: 0,
             used: HashSet::new(),
@@ -77,6 +80,17 @@ impl Node {
 
     pub fn public_key(&self) -> PublicKey {
         self.key.public_key()
+    }
+
+    /// The same host after a restart: its key and its clock are what is left.
+    pub fn restarted(&self, seed: u8, now: Time) -> Node {
+        let mut node = Node::new(seed, self.address);
+        node.key = self.key.clone();
+        node.wall_offset = self.wall_offset;
+        let wall = node.wall(now);
+        node.device.set_private_key(Some(node.key.clone()), now, wall);
+        node.device.set_up(true, now, wall);
+        node
     }
 
     pub fn wall(&self, now: Time) -> WallTime {
@@ -120,8 +134,8 @@ impl Node {
                 self.notes.push(index);
             }
             self.out.push(Out { to, bytes, tos: 0 });
-            if session.rekey_due_on_send(now) {
-                self.tell(index, News::RekeyDue);
+            if session.rekey_due_on_send(now) && activity.ask_to_rekey(now) {
+                self.notes.push(index);
             }
         }
     }
@@ -173,8 +187,9 @@ impl Node {
         if peer.activity.received(bytes.len() as u64, !text.is_empty(), now) {
             self.notes.push(index);
         }
-        if peer.current.as_ref().is_some_and(|current| current.rekey_due_on_receive(now)) {
-            self.tell(index, News::RekeyDue);
+        // As the workers do: the session it came on counts.
+        if session.rekey_due_on_receive(now) && peer.activity.ask_to_rekey(now) {
+            self.notes.push(index);
         }
         if !text.is_empty() {
             self.delivered.push(bytes[text].to_vec());
@@ -186,6 +201,7 @@ impl Node {
         loop {
             let notes = std::mem::take(&mut self.notes);
             let wall = self.wall(now);
+            self.told += notes.len();
             notes.iter().for_each(|peer| self.device.handle_news(*peer, now, wall));
             self.drain(now);
             if self.notes.is_empty() {

@@ -98,6 +98,23 @@ fn either_side_renews_after_so_many_messages() {
 }
 
 #[test]
+fn counters_begin_at_zero_and_rise_by_one_with_every_data_message() {
+    let mut net = Net::pair();
+    net.set_keepalive(A, 5);
+    for _ in 0..10 {
+        net.send(A, b"data");
+        net.run(secs(6));
+    }
+    let counters: Vec<u64> = net
+        .sent(A, DATA)
+        .iter()
+        .map(|flight| u64::from_le_bytes(*flight.bytes[8..].first_chunk().unwrap()))
+        .collect();
+    assert!(counters.len() > 15, "data and keepalives");
+    assert_eq!(counters, (0..counters.len() as u64).collect::<Vec<_>>());
+}
+
+#[test]
 fn no_counter_from_reject_after_messages_on_is_sent() {
     let mut net = Net::connected();
     net.run(secs(10));
