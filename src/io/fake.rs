@@ -254,6 +254,10 @@ impl Driver for Fake {
         self.now
     }
 
+    fn clock(&self) -> Time {
+        self.now
+    }
+
     fn send_buffer(&mut self) -> Option<Lease> {
         self.send_free.pop()
     }

@@ -234,6 +234,10 @@ impl Driver for Syscall {
         self.now
     }
 
+    fn clock(&self) -> Time {
+        clock::now()
+    }
+
     fn send_buffer(&mut self) -> Option<Lease> {
         self.send_free.pop()
     }

@@ -12,10 +12,11 @@
 //! | who | what | where |
 //! |---|---|---|
 //! | worker | adds to its own [`WorkerCounters`](counters::WorkerCounters) | [`counters`] |
-//! | worker | records into its own [`Recorder`](latency::Recorder), hands it over once a second | [`latency`] |
+//! | worker | records into its own [`Recorder`](recorder::Recorder), hands it over once a second | [`recorder`] |
 //! | stats thread | reads the counters, merges the recorders, gives them back, prints | [`thread`] |
 
 pub mod counters;
+pub mod distributions;
 pub mod drop;
-pub mod latency;
+pub mod recorder;
 pub mod thread;

@@ -12,8 +12,9 @@ use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick};
 use hdrhistogram::Histogram;
 
 use super::counters::{Totals, WorkerCounters};
+use super::distributions::Distributions;
 use super::drop::Direction;
-use super::latency::{Full, histogram};
+use super::recorder::Full;
 
 /// The running stats thread. Dropping it without [`StatsHandle::stop`] ends the thread too, without a summary.
 #[derive(Debug)]
@@ -60,50 +61,13 @@ impl StatsHandle {
     }
 }
 
-/// Latencies of both directions added up over workers and seconds.
-#[derive(Clone, Debug)]
-pub struct Latencies {
-    /// From the TUN read to the datagram sent, in nanoseconds.
-    pub outbound: Histogram<u64>,
-    /// From the kernel's receive timestamp to the TUN write done, in nanoseconds.
-    pub inbound: Histogram<u64>,
-}
-
-impl Latencies {
-    fn new() -> Latencies {
-        Latencies { outbound: histogram(), inbound: histogram() }
-    }
-
-    fn of(&self, direction: Direction) -> &Histogram<u64> {
-        match direction {
-            Direction::Outbound => &self.outbound,
-            Direction::Inbound => &self.inbound,
-        }
-    }
-
-    fn add(&mut self, full: &Full) {
-        for (sum, part) in
-            [(&mut self.outbound, &full.recorder.outbound), (&mut self.inbound, &full.recorder.inbound)]
-        {
-            for bucket in part.iter_recorded() {
-                sum.saturating_record_n(bucket.value_iterated_to(), u64::from(bucket.count_at_value()));
-            }
-        }
-    }
-
-    fn clear(&mut self) {
-        self.outbound.reset();
-        self.inbound.reset();
-    }
-}
-
 /// What the thread knows.
 struct Collector {
     counters: Vec<Arc<WorkerCounters>>,
     /// The counters when the last interval ended.
     before: Totals,
-    since_last_print: Latencies,
-    whole_run: Latencies,
+    since_last_print: Distributions<u64>,
+    whole_run: Distributions<u64>,
     merged_intervals: u64,
 }
 
@@ -112,8 +76,8 @@ impl Collector {
         Collector {
             counters,
             before: Totals::default(),
-            since_last_print: Latencies::new(),
-            whole_run: Latencies::new(),
+            since_last_print: Distributions::new(),
+            whole_run: Distributions::new(),
             merged_intervals: 0,
         }
     }
@@ -143,7 +107,7 @@ impl Collector {
         }
         Summary {
             totals: self.totals(),
-            latencies: self.whole_run,
+            distributions: self.whole_run,
             merged_intervals: self.merged_intervals,
             workers: self.counters.len(),
         }
@@ -154,8 +118,8 @@ impl Collector {
     }
 
     fn collect(&mut self, full: Full) {
-        self.since_last_print.add(&full);
-        self.whole_run.add(&full);
+        self.since_last_print.add(&full.recorder);
+        self.whole_run.add(&full.recorder);
         self.merged_intervals += u64::from(full.merged_intervals);
         full.give_back();
     }
@@ -170,7 +134,7 @@ impl Collector {
 }
 
 /// Two lines, one per direction, and a third and fourth for what was dropped, if anything was.
-fn interval_block(now: &Totals, recent: &Totals, latencies: &Latencies, elapsed: Duration) -> String {
+fn interval_block(now: &Totals, recent: &Totals, recorded: &Distributions<u64>, elapsed: Duration) -> String {
     let seconds = elapsed.as_secs_f64().max(1e-9);
     let mut block = String::new();
     for direction in [Direction::Outbound, Direction::Inbound] {
@@ -180,7 +144,7 @@ fn interval_block(now: &Totals, recent: &Totals, latencies: &Latencies, elapsed:
             name(direction),
             packets as f64 / seconds,
             bytes as f64 * 8.0 / seconds / 1e9,
-            percentiles(latencies.of(direction)),
+            percentiles(latency(recorded, direction)),
             now.in_flight(direction).max(0),
         );
         block += &dropped(recent, direction);
@@ -204,6 +168,14 @@ fn passed_on(totals: &Totals, direction: Direction) -> (u64, u64) {
     }
 }
 
+/// How long packets stayed with us.
+fn latency(recorded: &Distributions<u64>, direction: Direction) -> &Histogram<u64> {
+    match direction {
+        Direction::Outbound => &recorded.outbound,
+        Direction::Inbound => &recorded.inbound,
+    }
+}
+
 fn percentiles(latency: &Histogram<u64>) -> String {
     if latency.is_empty() {
         return "p50 - us  p99 - us".into();
@@ -224,7 +196,7 @@ pub struct Summary {
     /// What was counted.
     pub totals: Totals,
     /// What was recorded.
-    pub latencies: Latencies,
+    pub distributions: Distributions<u64>,
     /// Seconds for which a worker found the stats thread behind and recorded on.
     pub merged_intervals: u64,
     /// How many workers there were.
@@ -241,7 +213,7 @@ impl fmt::Display for Summary {
                 "{:8}  {packets} packets  {:.3} GB  {}  in flight {}",
                 name(direction),
                 bytes as f64 / 1e9,
-                percentiles(self.latencies.of(direction)),
+                percentiles(latency(&self.distributions, direction)),
                 self.totals.in_flight(direction),
             )?;
             for (reason, packets) in self.totals.drops(direction) {
@@ -261,7 +233,7 @@ impl fmt::Display for Summary {
             }
         }
         for direction in [Direction::Outbound, Direction::Inbound] {
-            let latency = self.latencies.of(direction);
+            let latency = latency(&self.distributions, direction);
             if !latency.is_empty() {
                 let [p50, p99] = [0.50, 0.99].map(|quantile| latency.value_at_quantile(quantile));
                 let name = name(direction);
@@ -275,7 +247,7 @@ impl fmt::Display for Summary {
 #[cfg(test)]
 mod tests {
     use super::super::drop::DropReason;
-    use super::super::latency::{LatencyReporter, channel};
+    use super::super::recorder::{Delivery, Departure, Reporter, channel};
     use super::*;
     use crate::time::{Span, Time};
 
@@ -285,29 +257,31 @@ mod tests {
         let (outbox, inbox) = channel(workers.len());
         let stats = spawn(workers.clone(), inbox, None).unwrap();
         for worker in &workers {
-            let mut reporter = LatencyReporter::new(outbox.clone(), Time::default());
+            let mut reporter = Reporter::new(outbox.clone(), Time::default());
             worker.out_packets.add(45);
             worker.sent_datagrams.add(45);
-            reporter.record_outbound(Span::from_nanos(20_000), 45);
+            let now = Time::default();
+            reporter.record_departure(Departure { read: now, sealed: now, sent: now }, 45);
             reporter.flush();
         }
         let summary = stats.stop();
         assert_eq!(summary.totals.out_packets, 90);
         assert_eq!(summary.totals.check_drained(), Ok(()));
-        assert_eq!(summary.latencies.outbound.len(), 90);
-        assert_eq!(summary.latencies.inbound.len(), 0);
+        assert_eq!(summary.distributions.outbound.len(), 90);
+        assert_eq!(summary.distributions.inbound.len(), 0);
     }
 
     #[test]
     fn the_thread_gives_recorders_back_while_it_runs() {
         let (outbox, inbox) = channel(1);
         let stats = spawn(vec![Arc::default()], inbox, None).unwrap();
-        let mut reporter = LatencyReporter::new(outbox, Time::default());
+        let mut reporter = Reporter::new(outbox, Time::default());
         let mut now = Time::default();
         let mut recorded = 0;
         // Bounded by patience, not by a clock: more hand-overs than there are recorders must succeed.
         for _ in 0..100 {
-            reporter.record_inbound(Span::from_nanos(500), 1);
+            let moments = Delivery { received: now, reaped: now, opened: now, written: now };
+            reporter.record_delivery(moments, 1);
             recorded += 1;
             now = now + Span::from_secs(1);
             reporter.tick(now);
@@ -317,7 +291,7 @@ mod tests {
             reporter.flush();
             std::thread::yield_now();
         }
-        assert_eq!(stats.stop().latencies.inbound.len(), recorded);
+        assert_eq!(stats.stop().distributions.inbound.len(), recorded);
     }
 
     #[test]
@@ -356,9 +330,10 @@ mod tests {
         worker.enters.add(9);
         worker.in_datagrams.add(1);
         worker.count_drop(DropReason::TunDown, 1);
-        let mut latencies = Latencies::new();
-        latencies.inbound.record(100).unwrap();
-        let summary = Summary { totals: Totals::of([&worker]), latencies, merged_intervals: 0, workers: 1 };
+        let mut distributions = Distributions::new();
+        distributions.inbound.record(100).unwrap();
+        let summary =
+            Summary { totals: Totals::of([&worker]), distributions, merged_intervals: 0, workers: 1 };
         let text = summary.to_string();
         let last = text.lines().last().unwrap();
         assert!(last.starts_with("totals: workers=1 turns=0 enters=9 "), "{last}");

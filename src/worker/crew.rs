@@ -29,7 +29,7 @@ use crate::io::wake::Waker;
 use crate::offload::coalesce::Merge;
 use crate::proto::keys::PublicKey;
 use crate::stats::counters::WorkerCounters;
-use crate::stats::latency::{self, LatencyReporter};
+use crate::stats::recorder::{self, Reporter};
 use crate::stats::thread::{self, Report, StatsHandle};
 
 /// Commands of the configuration socket that may wait for the protocol thread.
@@ -77,7 +77,7 @@ pub fn start(device: Device, config: &DeviceConfig) -> anyhow::Result<Crew> {
     let kind = choose_driver(config.io)?;
     let count = device.queues.len();
     let counters: Vec<_> = (0..count).map(|_| Arc::new(WorkerCounters::default())).collect();
-    let (recorders, full_recorders) = latency::channel(count);
+    let (recorders, full_recorders) = recorder::channel(count);
     let report = config.stats_interval.map(|every| Report { every, print: logging::print_lines });
     let stats = thread::spawn(counters.clone(), full_recorders, report).context("no stats thread")?;
     let flags = Arc::new(Flags::default());
@@ -111,7 +111,7 @@ pub fn start(device: Device, config: &DeviceConfig) -> anyhow::Result<Crew> {
             train_segments_max: device.train_segments_max,
             merge,
             counters,
-            latency: LatencyReporter::new(recorders.clone(), clock::now()),
+            reporter: Reporter::new(recorders.clone(), clock::now()),
             flags: flags.clone(),
         };
         let farewell = Farewell { ended: None, ends: ends_in.clone(), bell: crew.bell.clone() };
