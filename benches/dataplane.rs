@@ -156,7 +156,7 @@ fn worker(arrivals: Vec<Arrival>) -> (DataWorker<Null>, Arc<WorkerCounters>) {
         train_segments_max: 64,
         merge: Merge { tcp: true, udp: true },
         counters: counters.clone(),
-        reporter: Reporter::new(outbox, Time::default()),
+        reporter: Reporter::new(0, outbox, Time::default()),
         flags: Arc::new(Flags::default()),
     };
     (DataWorker::new(Null::new(arrivals), parts), counters)

@@ -55,6 +55,10 @@ pub struct Delivery {
 pub struct Full {
     /// What was recorded.
     pub recorder: Box<Recorder>,
+    /// By which worker.
+    pub worker: usize,
+    /// Until when.
+    pub ended: Time,
     /// Hand-overs that had to be put off, so that this recorder covers that many seconds more.
     pub merged_intervals: u32,
     home: Sender<Box<Recorder>>,
@@ -77,6 +81,7 @@ pub fn channel(workers: usize) -> (Sender<Full>, Receiver<Full>) {
 /// A worker's side: records, and hands over once a second.
 #[derive(Debug)]
 pub struct Reporter {
+    worker: usize,
     current: Box<Recorder>,
     /// Whether anything was recorded since the last hand-over.
     recorded: bool,
@@ -88,13 +93,14 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// A reporter that hands over into `outbox` (see [`channel`]), for the first time one interval after `now`.
-    pub fn new(outbox: Sender<Full>, now: Time) -> Reporter {
+    /// A reporter of this worker that hands over into `outbox` (see [`channel`]), for the first time one interval after `now`.
+    pub fn new(worker: usize, outbox: Sender<Full>, now: Time) -> Reporter {
         let (home, spares) = bounded(RECORDERS_PER_WORKER);
         for _ in 1..RECORDERS_PER_WORKER {
             home.try_send(Box::new(Recorder::new())).expect("the channel is new and has the room");
         }
         Reporter {
+            worker,
             current: Box::new(Recorder::new()),
             recorded: false,
             last_hand_over: now,
@@ -145,29 +151,35 @@ impl Reporter {
     #[inline]
     pub fn tick(&mut self, now: Time) {
         if self.recorded && now.since(self.last_hand_over) >= HAND_OVER_INTERVAL {
-            self.hand_over();
+            self.hand_over(now);
             // Also after a hand-over that was put off: the deadline must lie in the future again.
             self.last_hand_over = now;
         }
     }
 
     /// Hands over what there is, whatever the time; for shutdown.
-    pub fn flush(&mut self) {
+    pub fn flush(&mut self, now: Time) {
         if self.recorded {
-            self.hand_over();
+            self.hand_over(now);
         }
     }
 
     /// Exchanges the recorder for an empty one and sends it. Never waits: without an empty one, or with the stats
     /// thread behind, it records on and counts the interval as merged.
     #[cold]
-    fn hand_over(&mut self) {
+    fn hand_over(&mut self, now: Time) {
         let Ok(empty) = self.spares.try_recv() else {
             self.merged_intervals += 1;
             return;
         };
         let recorder = std::mem::replace(&mut self.current, empty);
-        let full = Full { recorder, merged_intervals: self.merged_intervals, home: self.home.clone() };
+        let full = Full {
+            recorder,
+            worker: self.worker,
+            ended: now,
+            merged_intervals: self.merged_intervals,
+            home: self.home.clone(),
+        };
         match self.outbox.try_send(full) {
             Ok(()) => {
                 self.recorded = false;
@@ -223,17 +235,17 @@ mod tests {
     #[test]
     fn an_idle_worker_has_no_deadline_and_hands_nothing_over() {
         let (outbox, inbox) = channel(1);
-        let mut reporter = Reporter::new(outbox, START);
+        let mut reporter = Reporter::new(0, outbox, START);
         assert_eq!(reporter.deadline(), None);
         reporter.tick(later(5_000));
-        reporter.flush();
+        reporter.flush(START);
         assert!(inbox.is_empty());
     }
 
     #[test]
     fn what_was_recorded_is_handed_over_after_one_second_and_not_before() {
         let (outbox, inbox) = channel(1);
-        let mut reporter = Reporter::new(outbox, START);
+        let mut reporter = Reporter::new(0, outbox, START);
         outbound(&mut reporter, 1_000, 45);
         inbound(&mut reporter, 30_000, 2);
         assert_eq!(reporter.deadline(), Some(later(1_000)));
@@ -252,10 +264,10 @@ mod tests {
     #[test]
     fn stages_of_a_packet_add_up_and_hold_as_many_packets_as_left() {
         let (outbox, inbox) = channel(1);
-        let mut reporter = Reporter::new(outbox, START);
+        let mut reporter = Reporter::new(0, outbox, START);
         outbound(&mut reporter, 900_000, 45);
         inbound(&mut reporter, 400_000, 7);
-        reporter.flush();
+        reporter.flush(START);
         let recorder = inbox.try_recv().unwrap().recorder;
         let mean = |histogram: &Histogram<u32>| (histogram.len(), (histogram.mean() / 1e4).round() as u64);
         assert_eq!([mean(&recorder.outbound_seal), mean(&recorder.outbound_send)], [(45, 30), (45, 60)]);
@@ -269,10 +281,10 @@ mod tests {
     #[test]
     fn latencies_beyond_the_bounds_count_as_the_bounds() {
         let (outbox, inbox) = channel(1);
-        let mut reporter = Reporter::new(outbox, START);
+        let mut reporter = Reporter::new(0, outbox, START);
         outbound(&mut reporter, 0, 1);
         outbound(&mut reporter, 3_600_000_000_000, u64::MAX);
-        reporter.flush();
+        reporter.flush(START);
         let outbound = inbox.try_recv().unwrap().recorder.outbound;
         assert_eq!(outbound.min(), 0);
         assert!(outbound.max() >= VALUE_MAX && outbound.max() < 2 * VALUE_MAX);
@@ -281,7 +293,7 @@ mod tests {
     #[test]
     fn a_slow_stats_thread_makes_intervals_longer_and_loses_nothing() {
         let (outbox, inbox) = channel(1);
-        let mut reporter = Reporter::new(outbox, START);
+        let mut reporter = Reporter::new(0, outbox, START);
         for second in 1..=4 {
             outbound(&mut reporter, 100, 10);
             reporter.tick(later(second * 1_000));
@@ -300,7 +312,7 @@ mod tests {
     #[test]
     fn a_recorder_comes_back_empty_and_is_used_again() {
         let (outbox, inbox) = channel(1);
-        let mut reporter = Reporter::new(outbox, START);
+        let mut reporter = Reporter::new(0, outbox, START);
         let mut addresses = Vec::new();
         for second in 1..=6 {
             inbound(&mut reporter, second, 1);
@@ -318,13 +330,13 @@ mod tests {
     #[test]
     fn a_full_or_abandoned_inbox_never_stops_a_worker() {
         let (outbox, inbox) = bounded(0);
-        let mut reporter = Reporter::new(outbox, START);
+        let mut reporter = Reporter::new(0, outbox, START);
         outbound(&mut reporter, 100, 1);
         reporter.tick(later(1_000));
         drop(inbox);
         outbound(&mut reporter, 100, 1);
         reporter.tick(later(2_000));
-        reporter.flush();
+        reporter.flush(START);
         assert_eq!(reporter.current.outbound.len(), 2);
         assert_eq!(reporter.merged_intervals, 3);
     }

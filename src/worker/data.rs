@@ -205,6 +205,7 @@ impl<D: Driver> DataWorker<D> {
         self.fill_trains(now);
         self.flush_writes(now);
         self.flush_trains(now);
+        self.counters.staged.set(self.stage.packets() as u64);
         self.record_turn(reaped, now);
         self.reporter.tick(now);
         Ok(())
@@ -546,7 +547,8 @@ impl<D: Driver> DataWorker<D> {
             self.flush_trains(now);
         }
         self.counters.count_drop(DropReason::NoSession, self.stage.discard_all());
-        self.reporter.flush();
+        self.counters.staged.set(0);
+        self.reporter.flush(self.driver.now());
         Ok(())
     }
 

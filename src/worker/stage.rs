@@ -40,6 +40,7 @@ struct Queue {
 pub struct Stage {
     queues: HashMap<PeerIndex, Queue>,
     bytes: usize,
+    packets: usize,
 }
 
 /// What became of a staged read.
@@ -65,6 +66,7 @@ impl Stage {
         while queue.packets + read.packets > STAGED_PACKETS_MAX || self.bytes > room {
             let Some(oldest) = queue.reads.pop_front() else { break };
             queue.packets -= oldest.packets;
+            self.packets -= oldest.packets;
             self.bytes -= oldest.bytes.len();
             dropped += oldest.packets as u64;
         }
@@ -72,6 +74,7 @@ impl Stage {
             dropped += read.packets as u64;
         } else {
             self.bytes += read.bytes.len();
+            self.packets += read.packets;
             queue.packets += read.packets;
             queue.reads.push_back(read);
         }
@@ -90,6 +93,7 @@ impl Stage {
             return None;
         };
         queue.packets -= read.packets;
+        self.packets -= read.packets;
         self.bytes -= read.bytes.len();
         Some(read)
     }
@@ -98,21 +102,29 @@ impl Stage {
     pub fn put_back(&mut self, peer: PeerIndex, read: StagedRead) {
         if let Some(queue) = self.queues.get_mut(&peer) {
             queue.packets += read.packets;
+            self.packets += read.packets;
             self.bytes += read.bytes.len();
             queue.reads.push_front(read);
         }
+    }
+
+    /// Packets that wait, for whichever peer.
+    pub fn packets(&self) -> usize {
+        self.packets
     }
 
     /// Drops what waits for `peer`; says how many packets.
     pub fn discard(&mut self, peer: PeerIndex) -> u64 {
         let Some(queue) = self.queues.remove(&peer) else { return 0 };
         self.bytes -= queue.reads.iter().map(|read| read.bytes.len()).sum::<usize>();
+        self.packets -= queue.packets;
         queue.packets as u64
     }
 
     /// Drops everything; says how many packets.
     pub fn discard_all(&mut self) -> u64 {
         self.bytes = 0;
+        self.packets = 0;
         self.queues.drain().map(|(_, queue)| queue.packets as u64).sum()
     }
 }

@@ -601,7 +601,7 @@ impl Host {
                 train_segments_max: plan.train_segments_max,
                 merge: plan.merge,
                 counters: counters.clone(),
-                reporter: Reporter::new(outbox.clone(), Time::default()),
+                reporter: Reporter::new(0, outbox.clone(), Time::default()),
                 flags: flags.clone(),
             };
             DataWorker::new(Fake::new(plan.faults, random.next()), parts)
