@@ -21,7 +21,7 @@ use uringvpn::io::udp::WorkerSockets;
 use uringvpn::offload::coalesce::{Gather, Merge};
 use uringvpn::offload::stride::Received;
 use uringvpn::stats::counters::{Totals, WorkerCounters};
-use uringvpn::stats::latency::{self, LatencyReporter};
+use uringvpn::stats::recorder::{self, Reporter};
 use uringvpn::time::{Span, Time};
 use uringvpn::worker::data::{DataWorker, Flags, Parts};
 use uringvpn::worker::handoff;
@@ -75,6 +75,10 @@ impl Null {
 
 impl Driver for Null {
     fn now(&self) -> Time {
+        self.now
+    }
+
+    fn clock(&self) -> Time {
         self.now
     }
 
@@ -144,7 +148,7 @@ fn worker(arrivals: Vec<Arrival>) -> (DataWorker<Null>, Arc<WorkerCounters>) {
         view.add_route(prefix.parse().unwrap(), peer);
     }
     let counters = Arc::new(WorkerCounters::default());
-    let (outbox, _) = latency::channel(1);
+    let (outbox, _) = recorder::channel(1);
     let parts = Parts {
         view,
         orders: handoff::to_worker(None).1,
@@ -152,7 +156,7 @@ fn worker(arrivals: Vec<Arrival>) -> (DataWorker<Null>, Arc<WorkerCounters>) {
         train_segments_max: 64,
         merge: Merge { tcp: true, udp: true },
         counters: counters.clone(),
-        latency: LatencyReporter::new(outbox, Time::default()),
+        reporter: Reporter::new(0, outbox, Time::default()),
         flags: Arc::new(Flags::default()),
     };
     (DataWorker::new(Null::new(arrivals), parts), counters)

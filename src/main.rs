@@ -13,6 +13,7 @@ use uringvpn::control::cli::{self, CliError, Invocation};
 use uringvpn::control::config::DeviceConfig;
 use uringvpn::control::key_commands::{self, KeyCommandError};
 use uringvpn::control::logging;
+use uringvpn::control::show::{self, Show, ShowError};
 use uringvpn::io::daemon::{self, Daemon, Detached, Keep};
 use uringvpn::io::features;
 use uringvpn::worker;
@@ -20,6 +21,7 @@ use uringvpn::worker;
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os()) {
         Ok(Invocation::Probe) => probe(),
+        Ok(Invocation::Show(wanted)) => show(&wanted),
         Ok(Invocation::GenerateKey) => generate(key_commands::generate_private),
         Ok(Invocation::GeneratePresharedKey) => generate(key_commands::generate_preshared),
         Ok(Invocation::PublicKey) => {
@@ -105,6 +107,16 @@ fn run(config: DeviceConfig, begin_log: impl FnOnce(), ready: impl FnOnce()) -> 
 fn release(daemon: Daemon) {
     if daemon.ready(Keep::Logs).is_err() {
         let _ = kill(Pid::this(), Signal::SIGTERM);
+    }
+}
+
+/// Prints what running tunnels do.
+fn show(wanted: &Show) -> ExitCode {
+    match show::run(wanted, &mut stdout().lock()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever stops reading has seen enough.
+        Err(ShowError::Print(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => failure(&error.to_string()),
     }
 }
 

@@ -243,7 +243,16 @@ impl Rig {
 fn datagrams(slot: u16, to: Endpoint, bytes: u32, segment_bytes: u16) -> Send {
     let count = bytes.div_ceil(segment_bytes.into()) as u16;
     let part = Part { slot, start: 0, len: bytes };
-    Send { peer: 7, to, tos: 0, part, segment_bytes, datagrams: count, started: Time::from_nanos(9) }
+    Send {
+        peer: 7,
+        to,
+        tos: 0,
+        part,
+        segment_bytes,
+        datagrams: count,
+        started: Time::from_nanos(9),
+        sealed: Time::from_nanos(9),
+    }
 }
 
 /// Datagram `index` of `count` equal ones in one buffer.

@@ -30,7 +30,7 @@ use uringvpn::proto::output::Update;
 use uringvpn::proto::session::{Keys, Role, Session};
 use uringvpn::stats::counters::{Totals, WorkerCounters};
 use uringvpn::stats::drop::Direction;
-use uringvpn::stats::latency::{self, LatencyReporter};
+use uringvpn::stats::recorder::{self, Reporter};
 use uringvpn::worker::data::{DataWorker, Flags, Parts};
 use uringvpn::worker::handoff;
 
@@ -60,7 +60,7 @@ struct Loop<D> {
     worker: DataWorker<D>,
     counters: Arc<WorkerCounters>,
     kernel: OwnedFd,
-    _stats: crossbeam_channel::Receiver<latency::Full>,
+    _stats: crossbeam_channel::Receiver<recorder::Full>,
     _inbox: handoff::Inbox,
 }
 
@@ -85,7 +85,7 @@ impl<D: Driver> Loop<D> {
         .unwrap();
         let itself = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), sockets.port);
         let counters = Arc::new(WorkerCounters::default());
-        let (outbox, stats) = latency::channel(1);
+        let (outbox, stats) = recorder::channel(1);
         let (to_protocol, inbox) = handoff::to_protocol();
         let parts = Parts {
             view: view(sealed, itself),
@@ -94,7 +94,7 @@ impl<D: Driver> Loop<D> {
             train_segments_max: sockets.train_segments_max,
             merge: Merge { tcp: true, udp: true },
             counters: counters.clone(),
-            latency: LatencyReporter::new(outbox, clock::now()),
+            reporter: Reporter::new(0, outbox, clock::now()),
             flags: Arc::new(Flags::default()),
         };
         let devices = Devices { tun, sockets: sockets.workers.remove(0) };

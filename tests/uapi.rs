@@ -134,6 +134,7 @@ impl Device {
         std::thread::spawn(move || {
             for command in inbox {
                 match command {
+                    Command::Peers(_) => unreachable!("nobody watches here"),
                     Command::Get(reply) => drop(reply.send(owned.lock().unwrap().clone())),
                     Command::Set(request, reply) => {
                         apply(&mut owned.lock().unwrap(), *request);

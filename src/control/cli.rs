@@ -13,6 +13,7 @@
 //! | `NAME` | nobody yet; whoever started us will, over the configuration socket, as with `wireguard-go NAME` |
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -30,6 +31,7 @@ use super::file;
 use super::name::{TUN_DEFAULT, check_name};
 use super::peer::{PeerConfig, PeerText};
 use super::secret::{self, CONFIG_FILE_BYTES_MAX, holds_key, quote};
+use super::show::Show;
 use crate::proto::keys::KeyError;
 
 /// What the command line asks for.
@@ -46,6 +48,8 @@ pub enum Invocation {
     },
     /// Print what this kernel offers.
     Probe,
+    /// Print what running tunnels do.
+    Show(Show),
     /// Print a new private key.
     GenerateKey,
     /// Print the public key to a private key.
@@ -87,6 +91,9 @@ where
     let cli = Cli::try_parse_from(arguments).map_err(without_keys)?;
     match cli.command {
         Some(Command::Probe) => return Ok(Invocation::Probe),
+        Some(Command::Show { name, json, check }) => {
+            return Ok(Invocation::Show(Show { name, json, check }));
+        }
         Some(Command::Genkey) => return Ok(Invocation::GenerateKey),
         Some(Command::Pubkey) => return Ok(Invocation::PublicKey),
         Some(Command::Genpsk) => return Ok(Invocation::GeneratePresharedKey),
@@ -153,9 +160,10 @@ Examples:
     on 192.0.2.1:  uringvpn --plaintext --address 10.9.0.1/24 --peer 192.0.2.2:51820
     on 192.0.2.2:  uringvpn --plaintext --address 10.9.0.2/24 --peer 192.0.2.1:51820
 
-  What this kernel offers, and what is done without it:
+  What this kernel offers, and what is done without it; what running tunnels do:
 
     uringvpn probe
+    uringvpn show
 
 Exit codes:
   0  the tunnel ran and was stopped, or is running in the background
@@ -166,7 +174,7 @@ Exit codes:
 #[command(
     name = "uringvpn",
     version,
-    override_usage = "uringvpn [OPTIONS] --private-key <FILE> --peer <PEER>...\n       uringvpn [OPTIONS] --config <FILE>\n       uringvpn [OPTIONS] <NAME>\n       uringvpn [OPTIONS] --plaintext --peer <PEER>...\n       uringvpn genkey | pubkey | genpsk | probe",
+    override_usage = "uringvpn [OPTIONS] --private-key <FILE> --peer <PEER>...\n       uringvpn [OPTIONS] --config <FILE>\n       uringvpn [OPTIONS] <NAME>\n       uringvpn [OPTIONS] --plaintext --peer <PEER>...\n       uringvpn genkey | pubkey | genpsk | probe | show",
     about = ABOUT,
     long_about = LONG_ABOUT,
     after_long_help = EXAMPLES,
@@ -187,6 +195,20 @@ struct Cli {
 enum Command {
     /// Print what this kernel offers: each offload, each ring feature, and what is done without it
     Probe,
+    /// Print what running tunnels do: latencies by stage, workers, drops, peers
+    ///
+    /// Only the user who runs a tunnel may look. Exit code 1 when the tunnel does not run, or with --check when a packet is
+    /// unaccounted for.
+    Show {
+        /// Interface of the tunnel; otherwise all
+        name: Option<String>,
+        /// As JSON, one line per tunnel; `schema` counts incompatible changes
+        #[arg(long, conflicts_with = "check")]
+        json: bool,
+        /// Only whether every packet is accounted for: in = out + dropped + staged + in flight
+        #[arg(long)]
+        check: bool,
+    },
     /// Print a new private key
     Genkey,
     /// Read a private key from standard input and print the public key that belongs to it
@@ -313,6 +335,14 @@ struct LowArgs {
     #[arg(help_heading = "Process")]
     stats_interval: Option<u64>,
 
+    /// Serve metrics to Prometheus at this address: http://ADDR:PORT/metrics
+    ///
+    /// OpenMetrics text with real histograms. Whoever reaches the address can read it; keep it on 127.0.0.1 or a network of
+    /// your own.
+    #[arg(long, env = "URINGVPN_METRICS", hide_env_values = true, value_name = "ADDR:PORT")]
+    #[arg(help_heading = "Process")]
+    metrics: Option<SocketAddr>,
+
     /// Least severe messages to log [default: info]
     ///
     /// The log goes to standard error. In the background it is kept only if that is a file or a socket.
@@ -411,6 +441,7 @@ impl LowArgs {
                 udp_gso: on(LowOffload::Gso),
                 udp_gro: on(LowOffload::Gro),
             },
+            metrics: self.metrics,
             stats_interval: match self.stats_interval {
                 None => None,
                 Some(seconds @ 1..=86400) => Some(Duration::from_secs(seconds)),

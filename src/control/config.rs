@@ -5,6 +5,7 @@
 //! [`super::peer`], [`super::endpoint`], [`super::name`].
 
 use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::os::fd::RawFd;
 use std::time::Duration;
@@ -55,6 +56,8 @@ pub struct DeviceConfig {
     pub offloads: Offloads,
     /// Print statistics this often; `None` prints them only at exit, and in the background not at all.
     pub stats_interval: Option<Duration>,
+    /// Where Prometheus finds metrics.
+    pub metrics: Option<SocketAddr>,
     /// Whether worker N stays on the Nth core we may run on.
     pub pin: PinChoice,
     /// Add the routes of [`route_prefixes`](DeviceConfig::route_prefixes).
@@ -88,6 +91,7 @@ impl Default for DeviceConfig {
             plaintext: false,
             offloads: Offloads::default(),
             stats_interval: None,
+            metrics: None,
             pin: PinChoice::Auto,
             routes: true,
             uapi: true,

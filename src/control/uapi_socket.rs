@@ -31,6 +31,7 @@ use nix::sys::socket::{
 use nix::sys::stat::{Mode, fchmod};
 
 use super::name::{NameProblem, check_name};
+use super::observer::WatchedPeer;
 use super::uapi::{DeviceState, SetRequest};
 use super::uapi_client::Clients;
 use crate::io::wake::Waker;
@@ -56,6 +57,8 @@ pub enum Command {
     Get(Sender<DeviceState>),
     /// Apply all of it, in order, or say why not.
     Set(Box<SetRequest>, Sender<Result<(), Errno>>),
+    /// What may be shown of the peers.
+    Peers(Sender<Vec<WatchedPeer>>),
 }
 
 /// What clients may take.
@@ -114,6 +117,13 @@ pub struct Listener {
     socket: UnixListener,
     /// `None` if it was handed in and has no name, or none any more.
     file: Option<SocketFile>,
+}
+
+impl Listener {
+    /// The socket.
+    pub fn socket(&self) -> &UnixListener {
+        &self.socket
+    }
 }
 
 /// The name of our socket in the file system. Dropped, it is removed if it is still ours.

@@ -32,6 +32,8 @@ pub struct Send {
     pub datagrams: u16,
     /// When the first of its packets was read.
     pub started: Time,
+    /// When it was sealed.
+    pub sealed: Time,
 }
 
 /// Something that happened.
@@ -98,6 +100,9 @@ pub struct Effort {
 pub trait Driver {
     /// The clock of [`super::clock::now`], as of the last turn.
     fn now(&self) -> Time;
+
+    /// The same clock at this moment.
+    fn clock(&self) -> Time;
 
     /// A free buffer for a train, if there is one.
     fn send_buffer(&mut self) -> Option<Lease>;

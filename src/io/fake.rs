@@ -244,6 +244,10 @@ impl Driver for Fake {
         self.now
     }
 
+    fn clock(&self) -> Time {
+        self.now
+    }
+
     fn send_buffer(&mut self) -> Option<Lease> {
         self.free.send.pop()
     }

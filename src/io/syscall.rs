@@ -232,6 +232,10 @@ impl Driver for Syscall {
         self.now
     }
 
+    fn clock(&self) -> Time {
+        clock::now()
+    }
+
     fn send_buffer(&mut self) -> Option<Lease> {
         self.free.send.pop()
     }

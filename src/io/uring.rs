@@ -409,6 +409,10 @@ impl Driver for Uring {
         self.now
     }
 
+    fn clock(&self) -> Time {
+        clock::now()
+    }
+
     fn send_buffer(&mut self) -> Option<Lease> {
         self.free.pop()
     }

@@ -48,6 +48,10 @@ pub struct Gather {
     pub packets: u16,
     /// When the kernel received its first datagram.
     pub received: Time,
+    /// When that was reaped, and when all was joined: for whoever writes it to note.
+    pub reaped: Time,
+    /// See [`Gather::reaped`].
+    pub joined: Time,
 }
 
 /// Segments in one superpacket at most: the kernel's limit for UDP (linux/udp.h UDP_MAX_SEGMENTS).
@@ -64,6 +68,11 @@ impl Gather {
     /// The bytes in front of the parts: vnet header, and the rewritten IP and TCP/UDP headers of a superpacket.
     pub fn head(&self) -> &[u8] {
         &self.head[..self.head_bytes as usize]
+    }
+
+    /// Bytes of its packets as one: the write without the vnet header.
+    pub fn inner_bytes(&self) -> usize {
+        self.bytes() - VNET_HDR_BYTES
     }
 
     /// Bytes of the whole write.
@@ -202,7 +211,15 @@ impl Coalescer {
             destination: ip.destination,
             flow,
             run,
-            gather: Gather { head, head_bytes: VNET_HDR_BYTES as u8, parts, packets: 1, received },
+            gather: Gather {
+                head,
+                head_bytes: VNET_HDR_BYTES as u8,
+                parts,
+                packets: 1,
+                received,
+                reaped: received,
+                joined: received,
+            },
         });
     }
 }

@@ -30,6 +30,25 @@ impl Counter {
     }
 }
 
+/// A number that goes up and down, written by one thread and readable by all.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// It is `value` now. Only the owning thread may call this.
+    #[inline]
+    pub fn set(&self, value: u64) {
+        // Relaxed: it publishes nothing but itself.
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// The value, perhaps a moment old when another thread asks.
+    #[inline]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// What one counter is called, what it counts, and what that means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CounterInfo {
@@ -49,6 +68,8 @@ macro_rules! counters {
         #[repr(align(128))]
         pub struct WorkerCounters {
             $(#[doc = $help] pub $name: Counter,)*
+            /// Packets that wait for a session now.
+            pub staged: Gauge,
             drops: [Counter; DROP_REASONS],
         }
 
@@ -56,6 +77,8 @@ macro_rules! counters {
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         pub struct Totals {
             $(#[doc = $help] pub $name: u64,)*
+            /// Packets that wait for a session.
+            pub staged: u64,
             drops: [u64; DROP_REASONS],
         }
 
@@ -72,12 +95,13 @@ macro_rules! counters {
             /// Adds what one worker counted so far.
             pub fn add(&mut self, worker: &WorkerCounters) {
                 $(self.$name += worker.$name.get();)*
+                self.staged += worker.staged.get();
                 for (sum, counter) in self.drops.iter_mut().zip(&worker.drops) {
                     *sum += counter.get();
                 }
             }
 
-            /// What was counted after `earlier`, an older sum over the same workers.
+            /// What was counted after `earlier`, an older sum over the same workers; what is staged stays what it is now.
             pub fn since(&self, earlier: &Totals) -> Totals {
                 let mut difference = self.clone();
                 $(difference.$name -= earlier.$name;)*
@@ -151,20 +175,40 @@ impl Totals {
             .filter(move |&(reason, packets)| reason.direction() == direction && packets > 0)
     }
 
-    /// Packets taken in and neither passed on nor dropped yet.
+    /// Packets taken in and neither passed on, dropped nor staged.
     ///
     /// Exact when the workers stand still. Read while they run it is off by what happened during the reading, and may
     /// even be negative; a negative number from workers that stand still is a packet counted twice.
     pub fn in_flight(&self, direction: Direction) -> i64 {
-        let (taken_in, passed_on) = match direction {
-            Direction::Outbound => (self.out_packets, self.sent_datagrams),
-            // Some datagrams hold nothing for the TUN.
-            Direction::Inbound => {
-                (self.in_datagrams, self.written_packets + self.keepalives + self.handshakes)
-            }
-        };
-        let dropped: u64 = self.drops(direction).map(|(_, packets)| packets).sum();
-        taken_in.wrapping_sub(passed_on).wrapping_sub(dropped).cast_signed()
+        let waiting = if direction == Direction::Outbound { self.staged } else { 0 };
+        let gone = self.passed_on(direction) + self.dropped_in(direction) + waiting;
+        self.taken_in(direction).wrapping_sub(gone).cast_signed()
+    }
+
+    /// Packets taken in.
+    pub fn taken_in(&self, direction: Direction) -> u64 {
+        match direction {
+            Direction::Outbound => self.out_packets,
+            Direction::Inbound => self.in_datagrams,
+        }
+    }
+
+    /// Packets that went all the way; inbound also datagrams that hold nothing for the TUN.
+    pub fn passed_on(&self, direction: Direction) -> u64 {
+        match direction {
+            Direction::Outbound => self.sent_datagrams,
+            Direction::Inbound => self.written_packets + self.keepalives + self.handshakes,
+        }
+    }
+
+    /// Packets dropped, whatever the reason.
+    pub fn dropped_in_all(&self) -> u64 {
+        self.drops.iter().sum()
+    }
+
+    /// Packets dropped in one direction, whatever the reason.
+    pub fn dropped_in(&self, direction: Direction) -> u64 {
+        self.drops(direction).map(|(_, packets)| packets).sum()
     }
 
     /// Checks the conservation law of [`crate::stats`] for workers that stand still but may hold packets.

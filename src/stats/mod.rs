@@ -2,7 +2,7 @@
 //!
 //! # The conservation law
 //!
-//! Per direction and in packets: `in = out + Σ drops + in flight`. Outbound, *in* is the segments the TUN gave us and
+//! Per direction and in packets: `in = out + Σ drops + staged + in flight`. Outbound, *in* is the segments the TUN gave us and
 //! *out* the datagrams the kernel took; inbound, *in* is the datagrams received and *out* the packets the TUN took.
 //! Nobody counts what is in flight: [`Totals::in_flight`](counters::Totals::in_flight) derives it, so a packet that
 //! vanished silently stays in flight for ever and [`check_drained`](counters::Totals::check_drained) says so.
@@ -12,10 +12,14 @@
 //! | who | what | where |
 //! |---|---|---|
 //! | worker | adds to its own [`WorkerCounters`](counters::WorkerCounters) | [`counters`] |
-//! | worker | records into its own [`Recorder`](latency::Recorder), hands it over once a second | [`latency`] |
+//! | worker | records into its own [`Recorder`](recorder::Recorder), hands it over once a second | [`recorder`] |
 //! | stats thread | reads the counters, merges the recorders, gives them back, prints | [`thread`] |
 
 pub mod counters;
+pub mod distributions;
 pub mod drop;
-pub mod latency;
+pub mod history;
+pub mod openmetrics;
+pub mod recorder;
+pub mod snapshot;
 pub mod thread;

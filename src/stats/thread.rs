@@ -12,8 +12,15 @@ use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick};
 use hdrhistogram::Histogram;
 
 use super::counters::{Totals, WorkerCounters};
+use super::distributions::Distributions;
 use super::drop::Direction;
-use super::latency::{Full, histogram};
+use super::history::History;
+use super::openmetrics::Metrics;
+use super::recorder::Full;
+use super::snapshot::{self, Quantiles, SCHEMA, Snapshot, WorkerSnapshot, name};
+use crate::time::Time;
+
+const DIRECTIONS: [Direction; 2] = [Direction::Outbound, Direction::Inbound];
 
 /// The running stats thread. Dropping it without [`StatsHandle::stop`] ends the thread too, without a summary.
 #[derive(Debug)]
@@ -32,19 +39,46 @@ pub struct Report {
     pub print: fn(&str),
 }
 
-/// Starts the thread. It reports every interval, or only collects if no `report` is asked for.
+/// What somebody wants to know. The reply's channel has room for it; whoever no longer wants it drops the other end.
+#[derive(Debug)]
+pub enum Question {
+    /// Everything but the peers, as of this moment.
+    Snapshot(Time, Sender<Box<Snapshot>>),
+    /// The same for Prometheus.
+    Metrics(Time, Sender<Box<Metrics>>),
+}
+
+/// What the thread is told at its start.
+#[derive(Debug)]
+pub struct Setup {
+    /// The interface's name.
+    pub interface: String,
+    /// When the tunnel started.
+    pub started: Time,
+    /// Reports every interval, or only collects.
+    pub report: Option<Report>,
+    /// Who asks.
+    pub questions: Receiver<Question>,
+}
+
+/// Starts the thread.
 ///
 /// # Errors
 /// The operating system gives us no thread.
 pub fn spawn(
     counters: Vec<Arc<WorkerCounters>>,
     inbox: Receiver<Full>,
-    report: Option<Report>,
+    setup: Setup,
 ) -> io::Result<StatsHandle> {
     let (stop, stopped) = bounded(0);
-    let thread = std::thread::Builder::new()
-        .name("stats".into())
-        .spawn(move || Collector::new(counters).run(inbox, report, &stopped))?;
+    let thread = std::thread::Builder::new().name("stats".into()).spawn(move || {
+        Collector::new(counters, setup.interface, setup.started).run(
+            inbox,
+            setup.report,
+            setup.questions,
+            &stopped,
+        )
+    })?;
     Ok(StatsHandle { thread, stop })
 }
 
@@ -60,65 +94,43 @@ impl StatsHandle {
     }
 }
 
-/// Latencies of both directions added up over workers and seconds.
-#[derive(Clone, Debug)]
-pub struct Latencies {
-    /// From the TUN read to the datagram sent, in nanoseconds.
-    pub outbound: Histogram<u64>,
-    /// From the kernel's receive timestamp to the TUN write done, in nanoseconds.
-    pub inbound: Histogram<u64>,
-}
-
-impl Latencies {
-    fn new() -> Latencies {
-        Latencies { outbound: histogram(), inbound: histogram() }
-    }
-
-    fn of(&self, direction: Direction) -> &Histogram<u64> {
-        match direction {
-            Direction::Outbound => &self.outbound,
-            Direction::Inbound => &self.inbound,
-        }
-    }
-
-    fn add(&mut self, full: &Full) {
-        for (sum, part) in
-            [(&mut self.outbound, &full.recorder.outbound), (&mut self.inbound, &full.recorder.inbound)]
-        {
-            for bucket in part.iter_recorded() {
-                sum.saturating_record_n(bucket.value_iterated_to(), u64::from(bucket.count_at_value()));
-            }
-        }
-    }
-
-    fn clear(&mut self) {
-        self.outbound.reset();
-        self.inbound.reset();
-    }
-}
-
 /// What the thread knows.
 struct Collector {
+    interface: String,
+    started: Time,
     counters: Vec<Arc<WorkerCounters>>,
+    /// Per worker, what its newest recorder held.
+    last_seconds: Vec<Vec<Quantiles>>,
+    history: History,
     /// The counters when the last interval ended.
     before: Totals,
-    since_last_print: Latencies,
-    whole_run: Latencies,
+    since_last_print: Distributions<u64>,
+    whole_run: Distributions<u64>,
     merged_intervals: u64,
 }
 
 impl Collector {
-    fn new(counters: Vec<Arc<WorkerCounters>>) -> Collector {
+    fn new(counters: Vec<Arc<WorkerCounters>>, interface: String, started: Time) -> Collector {
         Collector {
+            interface,
+            started,
+            last_seconds: vec![Vec::new(); counters.len()],
+            history: History::new(),
             counters,
             before: Totals::default(),
-            since_last_print: Latencies::new(),
-            whole_run: Latencies::new(),
+            since_last_print: Distributions::new(),
+            whole_run: Distributions::new(),
             merged_intervals: 0,
         }
     }
 
-    fn run(mut self, mut inbox: Receiver<Full>, report: Option<Report>, stopped: &Receiver<()>) -> Summary {
+    fn run(
+        mut self,
+        mut inbox: Receiver<Full>,
+        report: Option<Report>,
+        mut questions: Receiver<Question>,
+        stopped: &Receiver<()>,
+    ) -> Summary {
         let ticks = report.map_or_else(never, |report| tick(report.every));
         let mut last_tick = None;
         loop {
@@ -127,6 +139,10 @@ impl Collector {
                     Ok(full) => self.collect(full),
                     // All workers have ended; a closed channel is always ready, so stop looking at it.
                     Err(_) => inbox = never(),
+                },
+                recv(questions) -> question => match question {
+                    Ok(question) => self.answer(question),
+                    Err(_) => questions = never(),
                 },
                 recv(ticks) -> tick => {
                     let (Ok(now), Some(report)) = (tick, report) else { continue };
@@ -143,7 +159,7 @@ impl Collector {
         }
         Summary {
             totals: self.totals(),
-            latencies: self.whole_run,
+            distributions: self.whole_run,
             merged_intervals: self.merged_intervals,
             workers: self.counters.len(),
         }
@@ -154,10 +170,59 @@ impl Collector {
     }
 
     fn collect(&mut self, full: Full) {
-        self.since_last_print.add(&full);
-        self.whole_run.add(&full);
+        self.since_last_print.add(&full.recorder);
+        self.whole_run.add(&full.recorder);
         self.merged_intervals += u64::from(full.merged_intervals);
+        self.history.add(&full.recorder, full.ended, self.totals());
+        if let Some(last_second) = self.last_seconds.get_mut(full.worker) {
+            *last_second = Quantiles::of_all(&full.recorder);
+        }
         full.give_back();
+    }
+
+    /// Whoever asked may have gone; that is his affair.
+    fn answer(&self, question: Question) {
+        match question {
+            Question::Snapshot(now, reply) => drop(reply.try_send(Box::new(self.snapshot(now)))),
+            Question::Metrics(now, reply) => drop(reply.try_send(Box::new(self.metrics(now)))),
+        }
+    }
+
+    fn metrics(&self, now: Time) -> Metrics {
+        Metrics {
+            workers: self.counters.iter().map(|worker| Totals::of([worker.as_ref()])).collect(),
+            distributions: Box::new(self.whole_run.clone()),
+            uptime_seconds: self.uptime_seconds(now),
+        }
+    }
+
+    fn uptime_seconds(&self, now: Time) -> f64 {
+        now.since(self.started).as_nanos() as f64 / 1e9
+    }
+
+    fn snapshot(&self, now: Time) -> Snapshot {
+        let totals = self.totals();
+        let workers = self.counters.iter().zip(&self.last_seconds).enumerate();
+        Snapshot {
+            schema: SCHEMA,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            interface: self.interface.clone(),
+            uptime_seconds: self.uptime_seconds(now),
+            counters: snapshot::counters(&totals),
+            drops: snapshot::drops(&totals),
+            balance: DIRECTIONS.map(|direction| snapshot::balance(&totals, direction)).into(),
+            distributions: Quantiles::of_all(&self.whole_run),
+            workers: workers
+                .map(|(worker, (counters, last_second))| WorkerSnapshot {
+                    worker,
+                    counters: snapshot::counters(&Totals::of([counters.as_ref()])),
+                    last_second: last_second.clone(),
+                })
+                .collect(),
+            seconds: self.history.seconds(now),
+            merged_intervals: self.merged_intervals,
+            peers: Vec::new(),
+        }
     }
 
     fn end_interval(&mut self, elapsed: Duration) -> String {
@@ -170,29 +235,22 @@ impl Collector {
 }
 
 /// Two lines, one per direction, and a third and fourth for what was dropped, if anything was.
-fn interval_block(now: &Totals, recent: &Totals, latencies: &Latencies, elapsed: Duration) -> String {
+fn interval_block(now: &Totals, recent: &Totals, recorded: &Distributions<u64>, elapsed: Duration) -> String {
     let seconds = elapsed.as_secs_f64().max(1e-9);
     let mut block = String::new();
-    for direction in [Direction::Outbound, Direction::Inbound] {
+    for direction in DIRECTIONS {
         let (packets, bytes) = passed_on(recent, direction);
         block += &format!(
             "{:8}  {:>9.0} packets/s  {:>7.3} Gbit/s  {}  in flight {}\n",
             name(direction),
             packets as f64 / seconds,
             bytes as f64 * 8.0 / seconds / 1e9,
-            percentiles(latencies.of(direction)),
+            percentiles(latency(recorded, direction)),
             now.in_flight(direction).max(0),
         );
         block += &dropped(recent, direction);
     }
     block
-}
-
-fn name(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Outbound => "outbound",
-        Direction::Inbound => "inbound",
-    }
 }
 
 /// Packets and inner bytes that went all the way. Outbound bytes are those taken in: what was dropped on the way is
@@ -201,6 +259,14 @@ fn passed_on(totals: &Totals, direction: Direction) -> (u64, u64) {
     match direction {
         Direction::Outbound => (totals.sent_datagrams, totals.out_bytes),
         Direction::Inbound => (totals.written_packets, totals.written_bytes),
+    }
+}
+
+/// How long packets stayed with us.
+fn latency(recorded: &Distributions<u64>, direction: Direction) -> &Histogram<u64> {
+    match direction {
+        Direction::Outbound => &recorded.outbound,
+        Direction::Inbound => &recorded.inbound,
     }
 }
 
@@ -224,7 +290,7 @@ pub struct Summary {
     /// What was counted.
     pub totals: Totals,
     /// What was recorded.
-    pub latencies: Latencies,
+    pub distributions: Distributions<u64>,
     /// Seconds for which a worker found the stats thread behind and recorded on.
     pub merged_intervals: u64,
     /// How many workers there were.
@@ -234,14 +300,14 @@ pub struct Summary {
 /// Prose for people, then one line `totals: name=value …` for programs.
 impl fmt::Display for Summary {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for direction in [Direction::Outbound, Direction::Inbound] {
+        for direction in DIRECTIONS {
             let (packets, bytes) = passed_on(&self.totals, direction);
             writeln!(
                 out,
                 "{:8}  {packets} packets  {:.3} GB  {}  in flight {}",
                 name(direction),
                 bytes as f64 / 1e9,
-                percentiles(self.latencies.of(direction)),
+                percentiles(latency(&self.distributions, direction)),
                 self.totals.in_flight(direction),
             )?;
             for (reason, packets) in self.totals.drops(direction) {
@@ -255,13 +321,13 @@ impl fmt::Display for Summary {
         for (info, value) in Totals::COUNTERS.iter().zip(self.totals.values()) {
             write!(out, " {}={value}", info.name)?;
         }
-        for direction in [Direction::Outbound, Direction::Inbound] {
+        for direction in DIRECTIONS {
             for (reason, packets) in self.totals.drops(direction) {
                 write!(out, " dropped_{}={packets}", reason.label())?;
             }
         }
-        for direction in [Direction::Outbound, Direction::Inbound] {
-            let latency = self.latencies.of(direction);
+        for direction in DIRECTIONS {
+            let latency = latency(&self.distributions, direction);
             if !latency.is_empty() {
                 let [p50, p99] = [0.50, 0.99].map(|quantile| latency.value_at_quantile(quantile));
                 let name = name(direction);
@@ -275,55 +341,61 @@ impl fmt::Display for Summary {
 #[cfg(test)]
 mod tests {
     use super::super::drop::DropReason;
-    use super::super::latency::{LatencyReporter, channel};
+    use super::super::recorder::{Delivery, Departure, Reporter, channel};
     use super::*;
-    use crate::time::{Span, Time};
+    use crate::time::Span;
+
+    fn setup() -> Setup {
+        Setup { interface: "uvpn0".into(), started: Time::default(), report: None, questions: never() }
+    }
 
     #[test]
     fn what_the_workers_flushed_before_the_stop_is_in_the_summary() {
         let workers = vec![Arc::new(WorkerCounters::default()), Arc::new(WorkerCounters::default())];
         let (outbox, inbox) = channel(workers.len());
-        let stats = spawn(workers.clone(), inbox, None).unwrap();
+        let stats = spawn(workers.clone(), inbox, setup()).unwrap();
         for worker in &workers {
-            let mut reporter = LatencyReporter::new(outbox.clone(), Time::default());
+            let mut reporter = Reporter::new(0, outbox.clone(), Time::default());
             worker.out_packets.add(45);
             worker.sent_datagrams.add(45);
-            reporter.record_outbound(Span::from_nanos(20_000), 45);
-            reporter.flush();
+            let now = Time::default();
+            reporter.record_departure(Departure { read: now, sealed: now, sent: now }, 45);
+            reporter.flush(Time::default());
         }
         let summary = stats.stop();
         assert_eq!(summary.totals.out_packets, 90);
         assert_eq!(summary.totals.check_drained(), Ok(()));
-        assert_eq!(summary.latencies.outbound.len(), 90);
-        assert_eq!(summary.latencies.inbound.len(), 0);
+        assert_eq!(summary.distributions.outbound.len(), 90);
+        assert_eq!(summary.distributions.inbound.len(), 0);
     }
 
     #[test]
     fn the_thread_gives_recorders_back_while_it_runs() {
         let (outbox, inbox) = channel(1);
-        let stats = spawn(vec![Arc::default()], inbox, None).unwrap();
-        let mut reporter = LatencyReporter::new(outbox, Time::default());
+        let stats = spawn(vec![Arc::default()], inbox, setup()).unwrap();
+        let mut reporter = Reporter::new(0, outbox, Time::default());
         let mut now = Time::default();
         let mut recorded = 0;
         // Bounded by patience, not by a clock: more hand-overs than there are recorders must succeed.
         for _ in 0..100 {
-            reporter.record_inbound(Span::from_nanos(500), 1);
+            let moments = Delivery { received: now, reaped: now, opened: now, written: now };
+            reporter.record_delivery(moments, 1);
             recorded += 1;
             now = now + Span::from_secs(1);
             reporter.tick(now);
             std::thread::yield_now();
         }
         while reporter.deadline().is_some() {
-            reporter.flush();
+            reporter.flush(Time::default());
             std::thread::yield_now();
         }
-        assert_eq!(stats.stop().latencies.inbound.len(), recorded);
+        assert_eq!(stats.stop().distributions.inbound.len(), recorded);
     }
 
     #[test]
     fn the_thread_outlives_its_workers_until_it_is_stopped() {
         let (outbox, inbox) = channel(1);
-        let stats = spawn(vec![Arc::default()], inbox, None).unwrap();
+        let stats = spawn(vec![Arc::default()], inbox, setup()).unwrap();
         drop(outbox);
         assert_eq!(stats.stop().totals, Totals::default());
     }
@@ -331,7 +403,7 @@ mod tests {
     #[test]
     fn an_interval_shows_rates_percentiles_and_only_the_drops_of_that_interval() {
         let worker = Arc::new(WorkerCounters::default());
-        let mut collector = Collector::new(vec![worker.clone()]);
+        let mut collector = Collector::new(vec![worker.clone()], String::new(), Time::default());
         worker.count_drop(DropReason::NoRoute, 5);
         worker.out_packets.add(5);
         collector.end_interval(Duration::from_secs(1));
@@ -356,9 +428,10 @@ mod tests {
         worker.enters.add(9);
         worker.in_datagrams.add(1);
         worker.count_drop(DropReason::TunDown, 1);
-        let mut latencies = Latencies::new();
-        latencies.inbound.record(100).unwrap();
-        let summary = Summary { totals: Totals::of([&worker]), latencies, merged_intervals: 0, workers: 1 };
+        let mut distributions = Distributions::new();
+        distributions.inbound.record(100).unwrap();
+        let summary =
+            Summary { totals: Totals::of([&worker]), distributions, merged_intervals: 0, workers: 1 };
         let text = summary.to_string();
         let last = text.lines().last().unwrap();
         assert!(last.starts_with("totals: workers=1 turns=0 enters=9 "), "{last}");

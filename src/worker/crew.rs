@@ -29,11 +29,14 @@ use crate::io::wake::Waker;
 use crate::offload::coalesce::Merge;
 use crate::proto::keys::PublicKey;
 use crate::stats::counters::WorkerCounters;
-use crate::stats::latency::{self, LatencyReporter};
-use crate::stats::thread::{self, Report, StatsHandle};
+use crate::stats::recorder::{self, Reporter};
+use crate::stats::thread::{self, Question, Report, Setup, StatsHandle};
 
 /// Commands of the configuration socket that may wait for the protocol thread.
 const COMMANDS_WAITING: usize = 64;
+
+/// Questions that may wait for the stats thread.
+const QUESTIONS_WAITING: usize = 8;
 
 /// Which driver the workers use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +62,7 @@ pub struct Crew {
     /// The protocol thread, in encrypted mode.
     protocol: Option<ProtocolHandle>,
     stats: StatsHandle,
+    questions: Sender<Question>,
     print_summary: bool,
 }
 
@@ -77,9 +81,16 @@ pub fn start(device: Device, config: &DeviceConfig) -> anyhow::Result<Crew> {
     let kind = choose_driver(config.io)?;
     let count = device.queues.len();
     let counters: Vec<_> = (0..count).map(|_| Arc::new(WorkerCounters::default())).collect();
-    let (recorders, full_recorders) = latency::channel(count);
+    let (recorders, full_recorders) = recorder::channel(count);
     let report = config.stats_interval.map(|every| Report { every, print: logging::print_lines });
-    let stats = thread::spawn(counters.clone(), full_recorders, report).context("no stats thread")?;
+    let (questions, questions_out) = bounded(QUESTIONS_WAITING);
+    let setup = Setup {
+        interface: device.interface.name.clone(),
+        started: clock::now(),
+        report,
+        questions: questions_out,
+    };
+    let stats = thread::spawn(counters.clone(), full_recorders, setup).context("no stats thread")?;
     let flags = Arc::new(Flags::default());
     let view = device.view;
     let (outbox, inbox) = handoff::to_protocol();
@@ -96,6 +107,7 @@ pub fn start(device: Device, config: &DeviceConfig) -> anyhow::Result<Crew> {
         bell,
         protocol: None,
         stats,
+        questions,
         print_summary: config.foreground || config.stats_interval.is_some(),
     };
     let (started_in, started) = bounded(count);
@@ -111,7 +123,7 @@ pub fn start(device: Device, config: &DeviceConfig) -> anyhow::Result<Crew> {
             train_segments_max: device.train_segments_max,
             merge,
             counters,
-            latency: LatencyReporter::new(recorders.clone(), clock::now()),
+            reporter: Reporter::new(index, recorders.clone(), clock::now()),
             flags: flags.clone(),
         };
         let farewell = Farewell { ended: None, ends: ends_in.clone(), bell: crew.bell.clone() };
@@ -223,6 +235,11 @@ impl Crew {
     /// Where the configuration socket sends its commands; `None` in plaintext mode.
     pub fn commands(&self) -> Option<Sender<Command>> {
         self.protocol.as_ref().map(|protocol| protocol.commands.clone())
+    }
+
+    /// Where questions to the stats thread go.
+    pub fn questions(&self) -> Sender<Question> {
+        self.questions.clone()
     }
 
     /// Tells all threads whether the interface is up, and its MTU.

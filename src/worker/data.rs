@@ -31,8 +31,9 @@ use crate::proto::activity::{Activity, News};
 use crate::proto::output::Update;
 use crate::stats::counters::WorkerCounters;
 use crate::stats::drop::DropReason;
-use crate::stats::latency::LatencyReporter;
+use crate::stats::recorder::{Delivery, Departure, Reporter, record};
 use crate::time::{Span, Time};
+use crate::wire::vnet_hdr::VNET_HDR_BYTES;
 
 /// How long a stopping worker waits for what is under way. Sends and writes complete within one turn; this is for the
 /// case that they do not.
@@ -64,8 +65,8 @@ pub struct Parts {
     pub merge: Merge,
     /// Where to count.
     pub counters: Arc<WorkerCounters>,
-    /// Where to time.
-    pub latency: LatencyReporter,
+    /// Where to record.
+    pub reporter: Reporter,
     /// What the supervisor wants.
     pub flags: Arc<Flags>,
 }
@@ -91,7 +92,7 @@ pub struct DataWorker<D> {
     train_segments_max: u16,
     coalescer: Coalescer,
     counters: Arc<WorkerCounters>,
-    latency: LatencyReporter,
+    reporter: Reporter,
     flags: Arc<Flags>,
     completions: Vec<Completion>,
     /// TUN reads on their way; those that need a send buffer may have to wait for one.
@@ -105,6 +106,8 @@ pub struct DataWorker<D> {
     findings: Findings,
     /// Sends and writes whose completion is outstanding.
     in_flight: usize,
+    /// Something was read or received in this turn.
+    moved: bool,
     tun_gone: bool,
 }
 
@@ -128,7 +131,7 @@ impl<D: Driver> DataWorker<D> {
             coalescer: Coalescer::new(parts.merge)
                 .with_udp_segments_max(parts.train_segments_max.max(TRAIN_SEGMENTS_SAFE)),
             counters: parts.counters,
-            latency: parts.latency,
+            reporter: parts.reporter,
             flags: parts.flags,
             completions: Vec::new(),
             backlog: VecDeque::new(),
@@ -137,6 +140,7 @@ impl<D: Driver> DataWorker<D> {
             refusals: Refusals::default(),
             findings: Findings::default(),
             in_flight: 0,
+            moved: false,
             tun_gone: false,
         }
     }
@@ -172,7 +176,7 @@ impl<D: Driver> DataWorker<D> {
         if !self.backlog.is_empty() || !self.flushable.is_empty() {
             return Wait::Not;
         }
-        self.latency.deadline().map_or(Wait::Forever, Wait::Until)
+        self.reporter.deadline().map_or(Wait::Forever, Wait::Until)
     }
 
     /// One turn.
@@ -182,7 +186,8 @@ impl<D: Driver> DataWorker<D> {
     pub fn turn(&mut self, wait: Wait) -> io::Result<()> {
         let mut completions = std::mem::take(&mut self.completions);
         self.driver.turn(wait, &mut completions)?;
-        self.count_turn(completions.len());
+        let reaped = completions.len() as u64;
+        self.count_turn(reaped);
         let now = self.driver.now();
         self.take_orders()?;
         for completion in completions.drain(..) {
@@ -198,9 +203,11 @@ impl<D: Driver> DataWorker<D> {
         }
         self.completions = completions;
         self.fill_trains(now);
-        self.flush_writes();
+        self.flush_writes(now);
         self.flush_trains(now);
-        self.latency.tick(now);
+        self.counters.staged.set(self.stage.packets() as u64);
+        self.record_turn(reaped, now);
+        self.reporter.tick(now);
         Ok(())
     }
 
@@ -232,12 +239,16 @@ impl<D: Driver> DataWorker<D> {
     /// Outbound, step 1: reads go their way in order at the end of the turn.
     pub fn on_tun_read(&mut self, lease: Lease, bytes: usize, now: Time) {
         self.counters.tun_reads.add(1);
+        self.moved = true;
+        record(&mut self.reporter.recorder().read_bytes, bytes.saturating_sub(VNET_HDR_BYTES) as u64);
         self.backlog.push_back(TunRead { lease, read: Read { bytes, resume: None, at: now } });
     }
 
     /// Inbound, step 1.
     pub fn on_received(&mut self, mut lease: Lease, received: &Received, now: Time) {
         self.counters.receives.add(1);
+        self.moved = true;
+        record(&mut self.reporter.recorder().receive_datagrams, received.datagrams().len() as u64);
         if self.flags.paused.load(Ordering::Relaxed) {
             let count = received.datagrams().len() as u64;
             self.counters.in_datagrams.add(count);
@@ -321,7 +332,14 @@ impl<D: Driver> DataWorker<D> {
 
     fn walk(&mut self, buffer: &mut [u8], read: Read, now: Time) -> Progress {
         let context = Context { view: &self.view, now, counters: &self.counters };
-        outbound::superpacket(buffer, read, &context, &mut self.trains)
+        let before = self.counters.out_packets.get();
+        let progress = outbound::superpacket(buffer, read, &context, &mut self.trains);
+        if read.resume.is_none() {
+            // What the read held the walk has counted.
+            let segments = self.counters.out_packets.get() - before;
+            record(&mut self.reporter.recorder().read_segments, segments);
+        }
+        progress
     }
 
     fn adopt(&mut self, buffer: Lease, train: InPlace, started: Time) {
@@ -347,7 +365,10 @@ impl<D: Driver> DataWorker<D> {
             while let Some(mut staged) = self.stage.pop(peer) {
                 let progress = self.walk(&mut staged.bytes, staged.read, now);
                 match progress {
-                    Progress::Done => {}
+                    Progress::Done => {
+                        let waited = now.since(staged.read.at);
+                        record(&mut self.reporter.recorder().staged, waited.as_nanos());
+                    }
                     Progress::Train(_) => unreachable!("a staged read has no room to be cut in place"),
                     // The session has gone again; there will be another.
                     Progress::Stage(owner, _) if owner == peer => {
@@ -388,19 +409,20 @@ impl<D: Driver> DataWorker<D> {
         trains.extend(self.trains.drain());
         for mut train in trains.drain(..) {
             let context = Context { view: &self.view, now, counters: &self.counters };
-            let sealed = outbound::seal(&mut train, &context);
+            let sealing = outbound::seal(&mut train, &context);
+            let sealed = self.driver.clock();
             let Train { buffer, start, to: To { peer, tos }, bytes, segment_bytes, datagrams, started } =
                 train;
             let part = Part { slot: buffer.slot(), start, len: bytes };
             self.driver.lend(buffer);
-            let to = match sealed.and_then(|()| self.note_sent(peer, bytes, now)) {
+            let to = match sealing.and_then(|()| self.note_sent(peer, bytes, now)) {
                 Ok(to) => to,
                 Err(reason) => {
                     self.counters.count_drop(reason, datagrams.into());
                     continue;
                 }
             };
-            let send = Send { peer, to, tos, part, segment_bytes, datagrams, started };
+            let send = Send { peer, to, tos, part, segment_bytes, datagrams, started, sealed };
             let segments_max = self.segments_max(peer, segment_bytes, now);
             self.in_flight += send_in_pieces(&mut self.driver, send, segments_max);
         }
@@ -430,7 +452,8 @@ impl<D: Driver> DataWorker<D> {
                 self.counters.trains.add(1);
                 self.counters.sent_datagrams.add(datagrams);
                 self.counters.sent_bytes.add(send.part.len.into());
-                self.latency.record_outbound(now.since(send.started), datagrams);
+                let moments = Departure { read: send.started, sealed: send.sealed, sent: now };
+                self.reporter.record_departure(moments, datagrams);
             }
             Err(error) => {
                 if !self.send_again(send, error, now) {
@@ -467,8 +490,11 @@ impl<D: Driver> DataWorker<D> {
     }
 
     /// Inbound, step 8.
-    pub fn flush_writes(&mut self) {
-        for gather in self.coalescer.drain() {
+    pub fn flush_writes(&mut self, now: Time) {
+        let mut joined = None;
+        for mut gather in self.coalescer.drain() {
+            gather.reaped = now;
+            gather.joined = *joined.get_or_insert_with(|| self.driver.clock());
             self.in_flight += 1;
             self.driver.write(gather);
         }
@@ -482,8 +508,11 @@ impl<D: Driver> DataWorker<D> {
             Ok(()) => {
                 self.counters.tun_writes.add(1);
                 self.counters.written_packets.add(packets);
-                self.counters.written_bytes.add(gather.bytes() as u64);
-                self.latency.record_inbound(now.since(gather.received), packets);
+                self.counters.written_bytes.add(gather.inner_bytes() as u64);
+                let Gather { received, reaped, joined, .. } = gather;
+                let moments = Delivery { received, reaped, opened: joined, written: now };
+                self.reporter.record_delivery(moments, packets);
+                record(&mut self.reporter.recorder().write_bytes, gather.inner_bytes() as u64);
             }
             // A TUN that is down says EIO at once.
             Err(Errno::EIO) => self.counters.count_drop(DropReason::TunDown, packets),
@@ -518,16 +547,28 @@ impl<D: Driver> DataWorker<D> {
             self.flush_trains(now);
         }
         self.counters.count_drop(DropReason::NoSession, self.stage.discard_all());
-        self.latency.flush();
+        self.counters.staged.set(0);
+        self.reporter.flush(self.driver.now());
         Ok(())
     }
 
-    fn count_turn(&mut self, completions: usize) {
+    /// Turns that moved nothing say nothing about speed, and an idle worker must not record that it had nothing to record.
+    fn record_turn(&mut self, completions: u64, now: Time) {
+        if self.moved {
+            let length = self.driver.clock().since(now);
+            let recorder = self.reporter.recorder();
+            record(&mut recorder.turn, length.as_nanos());
+            record(&mut recorder.turn_completions, completions);
+            self.moved = false;
+        }
+    }
+
+    fn count_turn(&mut self, completions: u64) {
         let effort = self.driver.take_effort();
         self.counters.turns.add(1);
         self.counters.enters.add(effort.enters);
         self.counters.rearms.add(effort.rearms);
-        self.counters.completions.add(completions as u64);
+        self.counters.completions.add(completions);
     }
 }
 

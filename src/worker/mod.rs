@@ -23,10 +23,14 @@ mod start;
 pub mod supervisor;
 pub mod tunnel;
 
+use std::net::TcpListener;
+use std::path::Path;
+
 use anyhow::Context;
 
 use self::crew::Crew;
 use crate::control::config::DeviceConfig;
+use crate::control::observer::{self, Observer, Sources};
 use crate::control::uapi_socket::{self, Listener, Server, UapiSocketError};
 use crate::io::descriptor;
 use crate::io::wake::Waker;
@@ -39,20 +43,38 @@ pub fn run(config: DeviceConfig, ready: impl FnOnce()) -> anyhow::Result<()> {
     device::raise_limits();
     let device = device::open(&config)?;
     let listener = configuration_socket(&config, &device.interface.name)?;
+    let metrics = config.metrics.map(|address| {
+        observer::listen_metrics(address).with_context(|| format!("cannot serve metrics at {address}"))
+    });
+    let metrics = metrics.transpose()?;
     // Until here a signal ends us, also while a name is resolved. Before any thread exists, so that all inherit the mask.
     let signals = supervisor::block_signals().context("cannot take signals")?;
     let unwanted = Waker::new().context("no doorbell for the configuration socket")?;
     let interface = device.interface.clone();
     let crew = crew::start(device, &config)?;
     let server = serve(listener, &crew, &unwanted);
+    let observer = observe(metrics, &interface.name, &crew);
     let ended = server.as_ref().err().is_none().then(|| {
         ready();
         supervisor::watch(&interface, &signals, &unwanted, &crew)
     });
     let served = server.map(|server| server.into_iter().for_each(Server::stop));
+    drop(observer);
     let joined = crew.stop();
     served?;
     ended.unwrap_or(Ok(())).and(joined)
+}
+
+/// Lets `uringvpn show` and Prometheus look. A tunnel that cannot be looked at is still a tunnel, but who asked for metrics
+/// shall have them.
+fn observe(metrics: Option<TcpListener>, name: &str, crew: &Crew) -> Option<Observer> {
+    let show = uapi_socket::bind_in(Path::new(observer::DIRECTORY), name);
+    let show =
+        show.inspect_err(|error| tracing::warn!("`uringvpn show` cannot look at this tunnel: {error}")).ok();
+    let sources = Sources { questions: crew.questions(), commands: crew.commands() };
+    observer::serve(show, metrics, sources)
+        .inspect_err(|error| tracing::warn!("nobody can watch this tunnel: {error}"))
+        .ok()
 }
 
 /// The socket that `wg` talks to. A tunnel that has all its settings can do without.

@@ -174,6 +174,9 @@ impl Protocol {
             Command::Get(reply) => {
                 let _ = reply.send(self.tunnel.state(self.outer.port(), self.outer.fwmark()));
             }
+            Command::Peers(reply) => {
+                let _ = reply.send(self.tunnel.watched_peers());
+            }
             Command::Set(request, reply) => {
                 let _ = reply.send(self.set(*request));
             }

@@ -50,6 +50,7 @@ struct Queue {
 pub struct Stage {
     queues: HashMap<PeerIndex, Queue>,
     bytes: usize,
+    packets: usize,
 }
 
 /// What became of a staged read.
@@ -76,12 +77,14 @@ impl Stage {
             let Some(oldest) = queue.reads.pop_front() else { break };
             queue.packets -= oldest.packets;
             self.bytes -= oldest.memory_bytes();
+            self.packets -= oldest.packets;
             dropped += oldest.packets as u64;
         }
         if self.bytes > room {
             dropped += read.packets as u64;
         } else {
             self.bytes += read.memory_bytes();
+            self.packets += read.packets;
             queue.packets += read.packets;
             queue.reads.push_back(read);
         }
@@ -101,6 +104,7 @@ impl Stage {
         };
         queue.packets -= read.packets;
         self.bytes -= read.memory_bytes();
+        self.packets -= read.packets;
         Some(read)
     }
 
@@ -109,20 +113,28 @@ impl Stage {
         if let Some(queue) = self.queues.get_mut(&peer) {
             queue.packets += read.packets;
             self.bytes += read.memory_bytes();
+            self.packets += read.packets;
             queue.reads.push_front(read);
         }
+    }
+
+    /// Packets that wait, for whichever peer.
+    pub fn packets(&self) -> usize {
+        self.packets
     }
 
     /// Drops what waits for `peer`; says how many packets.
     pub fn discard(&mut self, peer: PeerIndex) -> u64 {
         let Some(queue) = self.queues.remove(&peer) else { return 0 };
         self.bytes -= queue.reads.iter().map(StagedRead::memory_bytes).sum::<usize>();
+        self.packets -= queue.packets;
         queue.packets as u64
     }
 
     /// Drops everything; says how many packets.
     pub fn discard_all(&mut self) -> u64 {
         self.bytes = 0;
+        self.packets = 0;
         self.queues.drain().map(|(_, queue)| queue.packets as u64).sum()
     }
 }

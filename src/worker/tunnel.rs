@@ -11,6 +11,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use zeroize::Zeroize;
 
+use crate::control::observer::WatchedPeer;
 use crate::control::uapi::{DeviceState, PeerChange, PeerState, SetRequest};
 use crate::dataplane::allowed_ips::{AllowedIps, PeerIndex};
 use crate::dataplane::view::Change;
@@ -134,6 +135,20 @@ impl Tunnel {
             return Some(Change::Peer(update));
         }
         std::mem::take(&mut self.routes_are_news).then(|| Change::Routes(self.routes.clone()))
+    }
+
+    /// What may be shown of the peers.
+    pub fn watched_peers(&self) -> Vec<WatchedPeer> {
+        let peers = self.device.peers().map(|(peer, status)| WatchedPeer {
+            public_key: *status.public_key,
+            endpoint: status.endpoint.map(|endpoint| endpoint.remote),
+            allowed_ips: self.prefixes.get(&peer).into_iter().flatten().copied().collect(),
+            last_handshake: status.last_handshake,
+            rx_bytes: status.rx_bytes,
+            tx_bytes: status.tx_bytes,
+            persistent_keepalive: status.keepalive,
+        });
+        peers.collect()
     }
 
     /// Everything, as a `get` tells it.

@@ -12,7 +12,7 @@ use uringvpn::io::fake::{Fake, Faults};
 use uringvpn::offload::coalesce::Merge;
 use uringvpn::stats::counters::{Totals, WorkerCounters};
 use uringvpn::stats::drop::{DROP_REASONS, Direction, DropReason};
-use uringvpn::stats::latency::{self, Full, LatencyReporter};
+use uringvpn::stats::recorder::{self, Full, Reporter};
 use uringvpn::time::Time;
 use uringvpn::worker::data::{DataWorker, End, Flags, Parts};
 use uringvpn::worker::handoff;
@@ -591,7 +591,7 @@ impl Host {
         let view = view(host, plan.outer_v6);
         let (to_protocol, _) = handoff::to_protocol();
         let flags = Arc::new(Flags::default());
-        let (outbox, latency) = latency::channel(workers);
+        let (outbox, latency) = recorder::channel(workers);
         let counters: Vec<_> = (0..workers).map(|_| Arc::new(WorkerCounters::default())).collect();
         let worker = |counters: &Arc<WorkerCounters>| {
             let parts = Parts {
@@ -601,7 +601,7 @@ impl Host {
                 train_segments_max: plan.train_segments_max,
                 merge: plan.merge,
                 counters: counters.clone(),
-                latency: LatencyReporter::new(outbox.clone(), Time::default()),
+                reporter: Reporter::new(0, outbox.clone(), Time::default()),
                 flags: flags.clone(),
             };
             DataWorker::new(Fake::new(plan.faults, random.next()), parts)

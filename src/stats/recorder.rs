@@ -1,9 +1,8 @@
-//! How long packets stay with us: one recorder per worker, swapped and never locked.
+//! How long packets stay with us and what a turn moves: one recorder per worker, swapped and never locked.
 //!
-//! Outbound, from the TUN read to the datagram sent; inbound, from the kernel's receive timestamp to the TUN write
-//! done. A worker records into the [`Recorder`] it holds; once a second [`LatencyReporter::tick`] exchanges it for an
-//! empty one and sends the full one to the stats thread, which gives it back ([`Full::give_back`]). Two recorders go
-//! round between the two threads; nothing is allocated after start-up.
+//! A worker records into the [`Recorder`] it holds; once a second [`Reporter::tick`] exchanges it for an empty one and sends
+//! the full one to the stats thread, which gives it back ([`Full::give_back`]). Two recorders go round between the two
+//! threads; nothing is allocated after start-up. What the values mean: [`super::distributions`].
 //!
 //! ```text
 //!            Full { recorder }  (bounded, never waited for)
@@ -15,55 +14,40 @@
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use hdrhistogram::Histogram;
 
+use super::distributions::Distributions;
 use crate::time::{Span, Time};
 
 /// How long a worker records before it hands over.
 pub const HAND_OVER_INTERVAL: Span = Span::from_secs(1);
 
-/// The longest latency told apart, 10 s; longer ones count as this.
-pub const LATENCY_NS_MAX: u64 = 10_000_000_000;
-
-/// Significant decimal digits kept of a latency: 1 % is finer than two runs differ.
-const SIGNIFICANT_DIGITS: u8 = 2;
-
 /// Recorders of one worker: one being filled, one with the stats thread.
 const RECORDERS_PER_WORKER: usize = 2;
 
-/// An empty latency histogram in nanoseconds with the bounds every recorder has.
-pub fn histogram<C: hdrhistogram::Counter>() -> Histogram<C> {
-    Histogram::new_with_bounds(1, LATENCY_NS_MAX, SIGNIFICANT_DIGITS).expect("these bounds are valid")
+/// What one worker recorded. About 230 KB, of which it touches what its values need.
+pub type Recorder = Distributions<u32>;
+
+/// The moments of packets on their way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Departure {
+    /// Their TUN read was reaped.
+    pub read: Time,
+    /// Their train was sealed.
+    pub sealed: Time,
+    /// The kernel has taken it.
+    pub sent: Time,
 }
 
-/// Latencies of both directions, in nanoseconds, counted in packets. About 28 KB.
-#[derive(Clone, Debug)]
-pub struct Recorder {
-    /// From the TUN read to the datagram sent.
-    pub outbound: Histogram<u32>,
-    /// From the kernel's receive timestamp to the TUN write done.
-    pub inbound: Histogram<u32>,
-}
-
-impl Recorder {
-    /// An empty recorder; the only place that allocates.
-    pub fn new() -> Recorder {
-        Recorder { outbound: histogram(), inbound: histogram() }
-    }
-
-    /// Whether nothing was recorded.
-    pub fn is_empty(&self) -> bool {
-        self.outbound.is_empty() && self.inbound.is_empty()
-    }
-
-    fn clear(&mut self) {
-        self.outbound.reset();
-        self.inbound.reset();
-    }
-}
-
-impl Default for Recorder {
-    fn default() -> Recorder {
-        Recorder::new()
-    }
+/// The moments of packets on their way in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// The kernel received the first of their datagrams.
+    pub received: Time,
+    /// We reaped it.
+    pub reaped: Time,
+    /// They were opened and joined.
+    pub opened: Time,
+    /// The TUN has taken them.
+    pub written: Time,
 }
 
 /// A recorder on its way to the stats thread.
@@ -71,6 +55,10 @@ impl Default for Recorder {
 pub struct Full {
     /// What was recorded.
     pub recorder: Box<Recorder>,
+    /// By which worker.
+    pub worker: usize,
+    /// Until when.
+    pub ended: Time,
     /// Hand-overs that had to be put off, so that this recorder covers that many seconds more.
     pub merged_intervals: u32,
     home: Sender<Box<Recorder>>,
@@ -92,7 +80,8 @@ pub fn channel(workers: usize) -> (Sender<Full>, Receiver<Full>) {
 
 /// A worker's side: records, and hands over once a second.
 #[derive(Debug)]
-pub struct LatencyReporter {
+pub struct Reporter {
+    worker: usize,
     current: Box<Recorder>,
     /// Whether anything was recorded since the last hand-over.
     recorded: bool,
@@ -103,14 +92,15 @@ pub struct LatencyReporter {
     home: Sender<Box<Recorder>>,
 }
 
-impl LatencyReporter {
-    /// A reporter that hands over into `outbox` (see [`channel`]), for the first time one interval after `now`.
-    pub fn new(outbox: Sender<Full>, now: Time) -> LatencyReporter {
+impl Reporter {
+    /// A reporter of this worker that hands over into `outbox` (see [`channel`]), for the first time one interval after `now`.
+    pub fn new(worker: usize, outbox: Sender<Full>, now: Time) -> Reporter {
         let (home, spares) = bounded(RECORDERS_PER_WORKER);
         for _ in 1..RECORDERS_PER_WORKER {
             home.try_send(Box::new(Recorder::new())).expect("the channel is new and has the room");
         }
-        LatencyReporter {
+        Reporter {
+            worker,
             current: Box::new(Recorder::new()),
             recorded: false,
             last_hand_over: now,
@@ -121,21 +111,36 @@ impl LatencyReporter {
         }
     }
 
-    /// Records that `packets` took `latency` from the TUN read to being sent.
+    /// Where values go. What is recorded here alone is handed over with the packets that follow.
     #[inline]
-    pub fn record_outbound(&mut self, latency: Span, packets: u64) {
-        record(&mut self.current.outbound, latency, packets);
+    pub fn recorder(&mut self) -> &mut Recorder {
+        &mut self.current
+    }
+
+    /// Records a train of `packets` that has left.
+    #[inline]
+    pub fn record_departure(&mut self, moments: Departure, packets: u64) {
+        let Departure { read, sealed, sent } = moments;
+        record_n(&mut self.current.outbound, sent.since(read), packets);
+        record_n(&mut self.current.outbound_seal, sealed.since(read), packets);
+        record_n(&mut self.current.outbound_send, sent.since(sealed), packets);
+        record(&mut self.current.train_datagrams, packets);
         self.recorded = true;
     }
 
-    /// Records that `packets` took `latency` from the kernel's receive timestamp to being written to the TUN.
+    /// Records a TUN write of `packets` that was taken.
     #[inline]
-    pub fn record_inbound(&mut self, latency: Span, packets: u64) {
-        record(&mut self.current.inbound, latency, packets);
+    pub fn record_delivery(&mut self, moments: Delivery, packets: u64) {
+        let Delivery { received, reaped, opened, written } = moments;
+        record_n(&mut self.current.inbound, written.since(received), packets);
+        record_n(&mut self.current.inbound_queue, reaped.since(received), packets);
+        record_n(&mut self.current.inbound_open, opened.since(reaped), packets);
+        record_n(&mut self.current.inbound_write, written.since(opened), packets);
+        record(&mut self.current.write_packets, packets);
         self.recorded = true;
     }
 
-    /// When [`LatencyReporter::tick`] next has something to do. `None` while nothing is recorded, so that an idle
+    /// When [`Reporter::tick`] next has something to do. `None` while nothing is recorded, so that an idle
     /// worker may sleep for ever.
     #[inline]
     pub fn deadline(&self) -> Option<Time> {
@@ -146,29 +151,35 @@ impl LatencyReporter {
     #[inline]
     pub fn tick(&mut self, now: Time) {
         if self.recorded && now.since(self.last_hand_over) >= HAND_OVER_INTERVAL {
-            self.hand_over();
+            self.hand_over(now);
             // Also after a hand-over that was put off: the deadline must lie in the future again.
             self.last_hand_over = now;
         }
     }
 
     /// Hands over what there is, whatever the time; for shutdown.
-    pub fn flush(&mut self) {
+    pub fn flush(&mut self, now: Time) {
         if self.recorded {
-            self.hand_over();
+            self.hand_over(now);
         }
     }
 
     /// Exchanges the recorder for an empty one and sends it. Never waits: without an empty one, or with the stats
     /// thread behind, it records on and counts the interval as merged.
     #[cold]
-    fn hand_over(&mut self) {
+    fn hand_over(&mut self, now: Time) {
         let Ok(empty) = self.spares.try_recv() else {
             self.merged_intervals += 1;
             return;
         };
         let recorder = std::mem::replace(&mut self.current, empty);
-        let full = Full { recorder, merged_intervals: self.merged_intervals, home: self.home.clone() };
+        let full = Full {
+            recorder,
+            worker: self.worker,
+            ended: now,
+            merged_intervals: self.merged_intervals,
+            home: self.home.clone(),
+        };
         match self.outbox.try_send(full) {
             Ok(()) => {
                 self.recorded = false;
@@ -184,12 +195,21 @@ impl LatencyReporter {
     }
 }
 
-fn record(histogram: &mut Histogram<u32>, latency: Span, packets: u64) {
+/// Records one value.
+#[inline]
+pub fn record(histogram: &mut Histogram<u32>, value: u64) {
+    histogram.saturating_record(value);
+}
+
+/// Records a latency once for each packet that had it.
+#[inline]
+fn record_n(histogram: &mut Histogram<u32>, latency: Span, packets: u64) {
     histogram.saturating_record_n(latency.as_nanos(), u32::try_from(packets).unwrap_or(u32::MAX));
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::distributions::VALUE_MAX;
     use super::*;
 
     const START: Time = Time::from_nanos(7_000_000_000);
@@ -198,22 +218,36 @@ mod tests {
         START + Span::from_millis(millis)
     }
 
+    /// Packets that took `nanos`, a third of it until they were sealed.
+    fn outbound(reporter: &mut Reporter, nanos: u64, packets: u64) {
+        let sealed = START + Span::from_nanos(nanos / 3);
+        let sent = START + Span::from_nanos(nanos);
+        reporter.record_departure(Departure { read: START, sealed, sent }, packets);
+    }
+
+    /// Packets that took `nanos`, a quarter of it in the socket's queue, a half until they were opened.
+    fn inbound(reporter: &mut Reporter, nanos: u64, packets: u64) {
+        let [reaped, opened, written] =
+            [nanos / 4, nanos / 2, nanos].map(|nanos| START + Span::from_nanos(nanos));
+        reporter.record_delivery(Delivery { received: START, reaped, opened, written }, packets);
+    }
+
     #[test]
     fn an_idle_worker_has_no_deadline_and_hands_nothing_over() {
         let (outbox, inbox) = channel(1);
-        let mut reporter = LatencyReporter::new(outbox, START);
+        let mut reporter = Reporter::new(0, outbox, START);
         assert_eq!(reporter.deadline(), None);
         reporter.tick(later(5_000));
-        reporter.flush();
+        reporter.flush(START);
         assert!(inbox.is_empty());
     }
 
     #[test]
     fn what_was_recorded_is_handed_over_after_one_second_and_not_before() {
         let (outbox, inbox) = channel(1);
-        let mut reporter = LatencyReporter::new(outbox, START);
-        reporter.record_outbound(Span::from_nanos(1_000), 45);
-        reporter.record_inbound(Span::from_nanos(30_000), 2);
+        let mut reporter = Reporter::new(0, outbox, START);
+        outbound(&mut reporter, 1_000, 45);
+        inbound(&mut reporter, 30_000, 2);
         assert_eq!(reporter.deadline(), Some(later(1_000)));
 
         reporter.tick(later(999));
@@ -228,23 +262,40 @@ mod tests {
     }
 
     #[test]
+    fn stages_of_a_packet_add_up_and_hold_as_many_packets_as_left() {
+        let (outbox, inbox) = channel(1);
+        let mut reporter = Reporter::new(0, outbox, START);
+        outbound(&mut reporter, 900_000, 45);
+        inbound(&mut reporter, 400_000, 7);
+        reporter.flush(START);
+        let recorder = inbox.try_recv().unwrap().recorder;
+        let mean = |histogram: &Histogram<u32>| (histogram.len(), (histogram.mean() / 1e4).round() as u64);
+        assert_eq!([mean(&recorder.outbound_seal), mean(&recorder.outbound_send)], [(45, 30), (45, 60)]);
+        assert_eq!(mean(&recorder.outbound), (45, 90));
+        let stages = [&recorder.inbound_queue, &recorder.inbound_open, &recorder.inbound_write];
+        assert_eq!(stages.map(mean), [(7, 10), (7, 10), (7, 20)]);
+        assert_eq!(mean(&recorder.inbound), (7, 40));
+        assert_eq!((recorder.train_datagrams.len(), recorder.write_packets.max()), (1, 7));
+    }
+
+    #[test]
     fn latencies_beyond_the_bounds_count_as_the_bounds() {
         let (outbox, inbox) = channel(1);
-        let mut reporter = LatencyReporter::new(outbox, START);
-        reporter.record_outbound(Span::ZERO, 1);
-        reporter.record_outbound(Span::from_secs(3_600), u64::MAX);
-        reporter.flush();
+        let mut reporter = Reporter::new(0, outbox, START);
+        outbound(&mut reporter, 0, 1);
+        outbound(&mut reporter, 3_600_000_000_000, u64::MAX);
+        reporter.flush(START);
         let outbound = inbox.try_recv().unwrap().recorder.outbound;
         assert_eq!(outbound.min(), 0);
-        assert!(outbound.max() >= LATENCY_NS_MAX && outbound.max() < 2 * LATENCY_NS_MAX);
+        assert!(outbound.max() >= VALUE_MAX && outbound.max() < 2 * VALUE_MAX);
     }
 
     #[test]
     fn a_slow_stats_thread_makes_intervals_longer_and_loses_nothing() {
         let (outbox, inbox) = channel(1);
-        let mut reporter = LatencyReporter::new(outbox, START);
+        let mut reporter = Reporter::new(0, outbox, START);
         for second in 1..=4 {
-            reporter.record_outbound(Span::from_nanos(100), 10);
+            outbound(&mut reporter, 100, 10);
             reporter.tick(later(second * 1_000));
         }
         // The first took the only spare; the next three merged, each with a deadline in the future.
@@ -261,10 +312,10 @@ mod tests {
     #[test]
     fn a_recorder_comes_back_empty_and_is_used_again() {
         let (outbox, inbox) = channel(1);
-        let mut reporter = LatencyReporter::new(outbox, START);
+        let mut reporter = Reporter::new(0, outbox, START);
         let mut addresses = Vec::new();
         for second in 1..=6 {
-            reporter.record_inbound(Span::from_nanos(second), 1);
+            inbound(&mut reporter, second, 1);
             reporter.tick(later(second * 1_000));
             let full = inbox.try_recv().unwrap();
             assert_eq!(full.recorder.inbound.len(), 1);
@@ -279,13 +330,13 @@ mod tests {
     #[test]
     fn a_full_or_abandoned_inbox_never_stops_a_worker() {
         let (outbox, inbox) = bounded(0);
-        let mut reporter = LatencyReporter::new(outbox, START);
-        reporter.record_outbound(Span::from_nanos(100), 1);
+        let mut reporter = Reporter::new(0, outbox, START);
+        outbound(&mut reporter, 100, 1);
         reporter.tick(later(1_000));
         drop(inbox);
-        reporter.record_outbound(Span::from_nanos(100), 1);
+        outbound(&mut reporter, 100, 1);
         reporter.tick(later(2_000));
-        reporter.flush();
+        reporter.flush(START);
         assert_eq!(reporter.current.outbound.len(), 2);
         assert_eq!(reporter.merged_intervals, 3);
     }

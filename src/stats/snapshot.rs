@@ -1,0 +1,229 @@
+//! What is known of a running tunnel at one moment: what `show` prints, as JSON or for people.
+//!
+//! The JSON is [`Snapshot`] as serde writes it. Fields are added, never given another meaning, under the same
+//! [`SCHEMA`]; a change that would break a reader raises it.
+
+use std::collections::BTreeMap;
+
+use hdrhistogram::{Counter, Histogram};
+use serde::{Deserialize, Serialize};
+
+use super::counters::Totals;
+use super::distributions::{DISTRIBUTIONS, Distributions, Unit};
+use super::drop::{Direction, DropReason};
+
+/// The version of the JSON.
+pub const SCHEMA: u32 = 1;
+
+/// A running tunnel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Version of the program.
+    pub version: String,
+    /// The interface's name.
+    pub interface: String,
+    /// How long it has run, in seconds.
+    pub uptime_seconds: f64,
+    /// Sums over all workers since the start, by name.
+    pub counters: BTreeMap<String, u64>,
+    /// Reasons that dropped anything.
+    pub drops: Vec<Dropped>,
+    /// Whether every packet is accounted for, per direction.
+    pub balance: Vec<Balance>,
+    /// Stages and quantities since the start, all workers together.
+    pub distributions: Vec<Quantiles>,
+    /// Worker by worker.
+    pub workers: Vec<WorkerSnapshot>,
+    /// Those of the last 60 seconds in which packets moved, oldest first.
+    pub seconds: Vec<Second>,
+    /// Worker seconds that were reported late because nobody took them in.
+    pub merged_intervals: u64,
+    /// The peers; none in plaintext mode.
+    pub peers: Vec<PeerSnapshot>,
+}
+
+/// Packets dropped for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dropped {
+    /// The reason's name.
+    pub reason: String,
+    /// `outbound` or `inbound`.
+    pub direction: String,
+    /// How many.
+    pub packets: u64,
+    /// What it means and what to do.
+    pub help: String,
+}
+
+/// One direction's account: `taken_in = passed_on + dropped + in_flight`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Balance {
+    /// `outbound` or `inbound`.
+    pub direction: String,
+    /// Packets taken in.
+    pub taken_in: u64,
+    /// Packets that went all the way, or held nothing to pass on.
+    pub passed_on: u64,
+    /// Packets dropped, whatever the reason.
+    pub dropped: u64,
+    /// Packets on the stage, waiting for a session.
+    pub staged: u64,
+    /// The rest: on their way through a worker. Read while workers run, so off by what happened meanwhile.
+    pub in_flight: i64,
+}
+
+/// A histogram in a few numbers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Quantiles {
+    /// The distribution's name.
+    pub name: String,
+    /// `ns`, `bytes`, or nothing for a plain number.
+    pub unit: String,
+    /// What was counted: `packets`, `trains`, …
+    pub per: String,
+    /// How many values.
+    pub count: u64,
+    /// Smallest value.
+    pub min: u64,
+    /// Mean.
+    pub mean: f64,
+    /// Half of the values are not above.
+    pub p50: u64,
+    /// 90 % of the values are not above.
+    pub p90: u64,
+    /// 99 % of the values are not above.
+    pub p99: u64,
+    /// 99.9 % of the values are not above.
+    pub p999: u64,
+    /// Largest value.
+    pub max: u64,
+}
+
+/// One worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerSnapshot {
+    /// Its number, that of its queue.
+    pub worker: usize,
+    /// Since the start, by name.
+    pub counters: BTreeMap<String, u64>,
+    /// Stages and quantities of the last second in which it moved packets.
+    pub last_second: Vec<Quantiles>,
+}
+
+/// One second in which packets moved.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Second {
+    /// How long ago it ended.
+    pub seconds_ago: f64,
+    /// What was counted in it, by name.
+    pub counters: BTreeMap<String, u64>,
+    /// Packets dropped in it.
+    pub dropped: u64,
+    /// Latency of packets that left.
+    pub outbound: Quantiles,
+    /// Latency of packets that were delivered.
+    pub inbound: Quantiles,
+}
+
+/// One peer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PeerSnapshot {
+    /// Its public key in base64.
+    pub public_key: String,
+    /// Where it is.
+    pub endpoint: Option<String>,
+    /// Prefixes routed to it.
+    pub allowed_ips: Vec<String>,
+    /// Age of the newest handshake in seconds.
+    pub handshake_age_seconds: Option<f64>,
+    /// UDP payload bytes of authenticated messages received.
+    pub rx_bytes: u64,
+    /// UDP payload bytes sent.
+    pub tx_bytes: u64,
+    /// Seconds of persistent keepalive; 0: off.
+    pub persistent_keepalive: u16,
+}
+
+/// The name of a direction in statistics.
+pub const fn name(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Outbound => "outbound",
+        Direction::Inbound => "inbound",
+    }
+}
+
+/// Counters under their names.
+pub fn counters(totals: &Totals) -> BTreeMap<String, u64> {
+    Totals::COUNTERS.iter().zip(totals.values()).map(|(info, value)| (info.name.to_owned(), value)).collect()
+}
+
+/// What was dropped, by reason.
+pub fn drops(totals: &Totals) -> Vec<Dropped> {
+    let directions = [Direction::Outbound, Direction::Inbound];
+    let dropped = |(reason, packets): (DropReason, u64)| Dropped {
+        reason: reason.label().to_owned(),
+        direction: name(reason.direction()).to_owned(),
+        packets,
+        help: reason.help().to_owned(),
+    };
+    directions.into_iter().flat_map(|direction| totals.drops(direction).map(dropped)).collect()
+}
+
+/// One direction's account.
+pub fn balance(totals: &Totals, direction: Direction) -> Balance {
+    Balance {
+        direction: name(direction).to_owned(),
+        taken_in: totals.taken_in(direction),
+        passed_on: totals.passed_on(direction),
+        dropped: totals.dropped_in(direction),
+        staged: if direction == Direction::Outbound { totals.staged } else { 0 },
+        in_flight: totals.in_flight(direction),
+    }
+}
+
+impl Quantiles {
+    /// `histogram`, which stands at `index` of the table.
+    fn of<C: Counter>(index: usize, histogram: &Histogram<C>) -> Quantiles {
+        let info = &DISTRIBUTIONS[index];
+        let at = |quantile| histogram.value_at_quantile(quantile);
+        Quantiles {
+            name: info.name.to_owned(),
+            unit: unit(info.unit).to_owned(),
+            per: info.per.to_owned(),
+            count: histogram.len(),
+            min: histogram.min(),
+            mean: histogram.mean(),
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: histogram.max(),
+        }
+    }
+
+    /// All of the table.
+    pub fn of_all<C: Counter>(distributions: &Distributions<C>) -> Vec<Quantiles> {
+        distributions.iter().enumerate().map(|(index, histogram)| Quantiles::of(index, histogram)).collect()
+    }
+
+    /// The one of that name.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn named<C: Counter>(name: &str, distributions: &Distributions<C>) -> Quantiles {
+        let index = DISTRIBUTIONS.iter().position(|info| info.name == name).expect("a name of the table");
+        let histogram = distributions.iter().nth(index).expect("as many as the table has lines");
+        Quantiles::of(index, histogram)
+    }
+}
+
+/// How a unit is written; nothing for a plain number.
+pub const fn unit(unit: Unit) -> &'static str {
+    match unit {
+        Unit::Nanoseconds => "ns",
+        Unit::Bytes => "bytes",
+        Unit::Count => "",
+    }
+}
