@@ -160,6 +160,20 @@ fn packets_of_every_length_arrive_as_they_were() {
 }
 
 #[test]
+fn a_packet_too_long_to_be_sealed_is_dropped_and_not_tried_for_ever() {
+    let (mut one, _) = End::pair();
+    one.view.mtu = u16::MAX;
+    // 52 bytes of headers: one segment of 65,535 bytes, then two of which the first is nearly as long.
+    let packet = Packet::tcp(false, payload(65_535 - 52, 1));
+    for (gso_size, segments) in [(u16::MAX, 1), (65_460, 2)] {
+        let before = one.dropped(DropReason::OutTooLong);
+        assert!(one.seal(&packet.tun_read(gso_size)).is_empty());
+        assert_eq!(one.dropped(DropReason::OutTooLong), before + segments);
+    }
+    assert_eq!(Totals::of([&one.counters]).check_drained(), Ok(()));
+}
+
+#[test]
 fn padding_is_zeros_whatever_the_buffer_held() {
     let (one, other) = End::pair();
     let packet = Packet::udp(false, payload(5, 3));

@@ -8,7 +8,7 @@
 //! | 2 | [`outbound::superpacket`] | entry point of the walk | |
 //! | 3 | [`VnetHdr::parse`], [`IpView::parse`] | once, before anything is cut | [`OutMalformed`] |
 //! | 4 | [`View::route`], [`View::way_to`] | routed once: all segments share one flow; without a session they are staged | [`NoRoute`], [`NoEndpoint`], [`StageFull`], [`NoSession`] |
-//! | 5 | [`Split::plan`] | how the superpacket is cut | [`OutBadOffload`] |
+//! | 5 | [`Split::plan`] | how the superpacket is cut | [`OutBadOffload`], [`OutTooLong`] |
 //! | 6a | [`Split::spread`], [`Trains::adopt`] | a superpacket is cut where it lies: its buffer becomes a train | |
 //! | 6b | [`Trains::reserve`] | others: room at the end of the peer's train; without a free buffer the read waits | |
 //! | 7 | [`Split::emit`] | one pass copies the packet into its place and completes its checksum | |
@@ -54,6 +54,7 @@
 //! [`Opener::check_source`]: encap::Opener::check_source
 //! [`OutMalformed`]: crate::stats::drop::DropReason::OutMalformed
 //! [`OutBadOffload`]: crate::stats::drop::DropReason::OutBadOffload
+//! [`OutTooLong`]: crate::stats::drop::DropReason::OutTooLong
 //! [`NoRoute`]: crate::stats::drop::DropReason::NoRoute
 //! [`NoEndpoint`]: crate::stats::drop::DropReason::NoEndpoint
 //! [`StageFull`]: crate::stats::drop::DropReason::StageFull

@@ -10,7 +10,7 @@ use super::allowed_ips::PeerIndex;
 use super::encap::{Encap, Framing};
 use super::view::Way;
 use crate::offload::split::Split;
-use crate::offload::train::{Train, Trains};
+use crate::offload::train::{Destination, Train, Trains};
 use crate::stats::drop::DropReason;
 use crate::time::Time;
 use crate::wire::Malformed;
@@ -35,6 +35,13 @@ pub struct To {
     pub peer: PeerIndex,
     /// TOS or traffic class of the outer header: the inner ECN field. RFC 6040 §4.1.
     pub tos: u8,
+}
+
+impl Destination for To {
+    /// The packets of a flow may differ in their ECN field: pure acknowledgements carry none.
+    fn keeps_order_with(&self, other: &To) -> bool {
+        self.peer == other.peer
+    }
 }
 
 /// How far a TUN read has come.
@@ -102,6 +109,11 @@ pub fn superpacket<B: DerefMut<Target = [u8]>>(
     };
     let to = To { peer, tos: outer_tos(&buffer[packet.clone()]) };
     let framing = view.framing();
+    // No train would ever take it.
+    if framing.datagram_bytes(split.full_segment_bytes()) > u16::MAX.into() {
+        counters.count_drop(DropReason::OutTooLong, left as u64);
+        return Progress::Done;
+    }
     if first == 0
         && let Some(train) = cut_in_place(buffer, &split, to, framing)
     {

@@ -39,6 +39,12 @@ impl<B: DerefMut<Target = [u8]>, K> Train<B, K> {
     }
 }
 
+/// Where a train goes.
+pub trait Destination: Copy + Eq + Debug {
+    /// Whether what goes here and what goes there may be of one flow, so that it must leave in the order it came.
+    fn keeps_order_with(&self, other: &Self) -> bool;
+}
+
 /// How long a train may get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TrainLimits {
@@ -78,7 +84,7 @@ struct Building<B, K> {
     closed: bool,
 }
 
-impl<B: DerefMut<Target = [u8]>, K: Copy + Eq + Debug> Trains<B, K> {
+impl<B: DerefMut<Target = [u8]>, K: Destination> Trains<B, K> {
     /// No trains and no buffers yet.
     pub fn new(limits: TrainLimits) -> Trains<B, K> {
         Trains { limits, spare: Vec::new(), building: Vec::new() }
@@ -109,7 +115,8 @@ impl<B: DerefMut<Target = [u8]>, K: Copy + Eq + Debug> Trains<B, K> {
         self.building.is_empty()
     }
 
-    /// Room for one datagram of `bytes` bytes at the end of the newest train to `to`, or at the start of a new one.
+    /// Room for one datagram of `bytes` bytes at the end of the newest train to `to`, or at the start of a new one. It
+    /// never joins a train in front of another that it must not overtake.
     ///
     /// None when a new train is needed and there is no spare buffer, or none so large; nor for 0 bytes. A datagram
     /// longer than [`TrainLimits::bytes_max`] gets a train of its own.
@@ -117,7 +124,7 @@ impl<B: DerefMut<Target = [u8]>, K: Copy + Eq + Debug> Trains<B, K> {
         let segment_bytes = u16::try_from(bytes).ok().filter(|bytes| *bytes > 0)?;
         let newest = self.newest(to);
         if let Some(index) = newest
-            && self.has_room(&self.building[index], segment_bytes)
+            && self.has_room(&self.building[index], to, segment_bytes)
         {
             let start = self.building[index].train.bytes as usize;
             return Some(Reservation { trains: self, newest, opened: None, start, bytes });
@@ -142,18 +149,20 @@ impl<B: DerefMut<Target = [u8]>, K: Copy + Eq + Debug> Trains<B, K> {
         self.building.drain(..).map(|building| building.train)
     }
 
+    /// The newest train that what goes `to` there must not overtake.
     fn newest(&self, to: K) -> Option<usize> {
         let oldest = self.building.len().saturating_sub(LOOK_BACK_MAX);
         self.building[oldest..]
             .iter()
-            .rposition(|building| building.train.to == to)
+            .rposition(|building| building.train.to.keeps_order_with(&to))
             .map(|index| oldest + index)
     }
 
-    fn has_room(&self, building: &Building<B, K>, bytes: u16) -> bool {
+    fn has_room(&self, building: &Building<B, K>, to: K, bytes: u16) -> bool {
         let train = &building.train;
         let bytes_max = train.buffer.len().min(self.limits.bytes_max as usize);
         !building.closed
+            && train.to == to
             && bytes <= train.segment_bytes
             && train.datagrams < self.limits.segments_max
             && train.bytes as usize + bytes as usize <= bytes_max
@@ -162,7 +171,7 @@ impl<B: DerefMut<Target = [u8]>, K: Copy + Eq + Debug> Trains<B, K> {
 
 /// Room for one datagram. Counts only when committed; dropped, it leaves the trains as they were.
 #[derive(Debug)]
-pub struct Reservation<'a, B: DerefMut<Target = [u8]>, K: Copy + Eq + Debug> {
+pub struct Reservation<'a, B: DerefMut<Target = [u8]>, K: Destination> {
     trains: &'a mut Trains<B, K>,
     /// The newest train to the destination: where the room is, or what the opened one follows.
     newest: Option<usize>,
@@ -172,7 +181,7 @@ pub struct Reservation<'a, B: DerefMut<Target = [u8]>, K: Copy + Eq + Debug> {
     bytes: usize,
 }
 
-impl<B: DerefMut<Target = [u8]>, K: Copy + Eq + Debug> Reservation<'_, B, K> {
+impl<B: DerefMut<Target = [u8]>, K: Destination> Reservation<'_, B, K> {
     /// The room, exactly as long as was asked for. What it holds beforehand is left over from earlier use.
     pub fn bytes(&mut self) -> &mut [u8] {
         let range = self.start..self.start + self.bytes;
@@ -205,7 +214,7 @@ impl<B: DerefMut<Target = [u8]>, K: Copy + Eq + Debug> Reservation<'_, B, K> {
     }
 }
 
-impl<B: DerefMut<Target = [u8]>, K: Copy + Eq + Debug> Drop for Reservation<'_, B, K> {
+impl<B: DerefMut<Target = [u8]>, K: Destination> Drop for Reservation<'_, B, K> {
     fn drop(&mut self) {
         if let Some(train) = self.opened.take() {
             self.trains.give(train.buffer);
@@ -219,6 +228,13 @@ mod tests {
     use super::*;
 
     const NOW: Time = Time::from_nanos(7);
+
+    /// 1 and 101 are two ways to one place.
+    impl Destination for u8 {
+        fn keeps_order_with(&self, other: &u8) -> bool {
+            self % 100 == other % 100
+        }
+    }
 
     fn trains(segments_max: u16, buffers: usize) -> Trains<Box<[u8]>, u8> {
         let mut trains = Trains::new(TrainLimits { segments_max, bytes_max: 1000 });
@@ -287,6 +303,18 @@ mod tests {
             put(&mut trains, to, bytes, to);
         }
         assert_eq!(shape(&mut trains), [(2, 2, 100, 200), (1, 2, 50, 100), (3, 1, 70, 70), (2, 1, 200, 200)]);
+    }
+
+    #[test]
+    fn nothing_joins_a_train_in_front_of_one_that_it_must_not_overtake() {
+        let mut trains = trains(64, 4);
+        for to in [1, 101, 2, 1, 2] {
+            put(&mut trains, to, 100, 0);
+        }
+        assert_eq!(
+            shape(&mut trains),
+            [(1, 1, 100, 100), (101, 1, 100, 100), (2, 2, 100, 200), (1, 1, 100, 100)]
+        );
     }
 
     #[test]

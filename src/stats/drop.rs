@@ -45,6 +45,8 @@ drop_reasons! {
     OutMalformed Outbound "out_malformed";
     /// The TUN handed us an offload header that does not fit its packet.
     OutBadOffload Outbound "out_bad_offload";
+    /// The packet is so long that no datagram holds it once it is sealed: set a smaller MTU.
+    OutTooLong Outbound "out_too_long";
     /// No peer has the destination in its allowed IPs.
     NoRoute Outbound "no_route";
     /// The peer has no address to send to yet.

@@ -350,10 +350,13 @@ impl<D: Driver> DataWorker<D> {
     fn put_on_stage(&mut self, peer: PeerIndex, bytes: Box<[u8]>, read: Read, packets: usize, now: Time) {
         let staged = self.stage.push(peer, StagedRead { bytes, read, packets }, now);
         self.counters.count_drop(DropReason::StageFull, staged.dropped);
-        if let Some(entry) = self.view.peer_mut(peer)
-            && staged.ask
-            && entry.activity.tell(News::SessionWanted)
-        {
+        if staged.ask {
+            self.ask_for_session(peer);
+        }
+    }
+
+    fn ask_for_session(&mut self, peer: PeerIndex) {
+        if self.view.peer(peer).is_some_and(|entry| entry.activity.tell(News::SessionWanted)) {
             self.outbox.news(peer);
         }
     }
@@ -370,9 +373,10 @@ impl<D: Driver> DataWorker<D> {
                         record(&mut self.reporter.recorder().staged, waited.as_nanos());
                     }
                     Progress::Train(_) => unreachable!("a staged read has no room to be cut in place"),
-                    // The session has gone again; there will be another.
+                    // The session has gone again.
                     Progress::Stage(owner, _) if owner == peer => {
                         self.stage.put_back(peer, staged);
+                        self.ask_for_session(peer);
                         break;
                     }
                     // Its destination belongs to another peer by now.
