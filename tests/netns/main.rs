@@ -10,23 +10,35 @@
 //! | [`offload`], [`faults`], [`junk`], [`cost`] | the tests in both modes |
 //! | [`forwarding`], [`lifecycle`], [`refusals`] | the tests in plaintext mode |
 //! | [`wireguard`] | the tests of the encrypted tunnel, beside wireguard-go, boringtun, `wg` and `wg-quick` |
+//! | [`raw_peer`], [`raw_session`], [`spoof`] | a WireGuard peer and an enemy, written here from the whitepaper |
+//! | [`daemon`] | one encrypted `uringvpn` before them |
+//! | [`observed`], [`timers`], [`hostile`], [`bent`], [`flood`] | what they see of it, and what it withstands |
 //!
 //! Needs root, ip(8), ss(8), tc(8), ethtool(8), ping(8), iperf3(1), setpriv(1), wg(8), wg-quick(8), wireguard-go, boringtun-cli. Without root a test prints that it was skipped, or fails if the
 //! environment says `CI=true`. Times are printed; asserted only where something would otherwise hang.
 #![allow(clippy::unwrap_used)]
 
+mod bent;
 mod cost;
+mod daemon;
 mod faults;
+mod flood;
 mod forwarding;
+mod hostile;
 mod junk;
 mod kernel;
 mod lifecycle;
 mod modes;
+mod observed;
 mod offload;
 #[path = "../packets/mod.rs"]
 mod packets;
+mod raw_peer;
+mod raw_session;
 mod refusals;
 mod rig;
+mod spoof;
+mod timers;
 mod traffic;
 mod tunnel;
 mod wireguard;
