@@ -8,6 +8,7 @@
 //! | [`kernel`] | the few calls that need `unsafe`: a seccomp filter, raw frames |
 //! | [`forwarding`], [`lifecycle`], [`refusals`], [`junk`], [`cost`] | the tests, in plaintext mode |
 //! | [`wireguard`] | the tests of the encrypted tunnel, beside wireguard-go, boringtun, `wg` and `wg-quick` |
+//! | [`nonce`] | what the encrypted tunnel sends, captured on the wire |
 //!
 //! Needs root, ip(8), ss(8), ping(8), iperf3(1), setpriv(1), wg(8), wg-quick(8), wireguard-go, boringtun-cli. Without root a test prints that it was skipped, or fails if the
 //! environment says `CI=true`. Times are printed; asserted only where something would otherwise hang.
@@ -18,6 +19,7 @@ mod forwarding;
 mod junk;
 mod kernel;
 mod lifecycle;
+mod nonce;
 mod refusals;
 mod rig;
 mod traffic;
