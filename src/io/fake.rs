@@ -83,6 +83,8 @@ pub struct Fake {
     pub tun_reads: VecDeque<Vec<u8>>,
     /// What the socket will hand out.
     pub receives: VecDeque<Incoming>,
+    /// What it has handed out, and whether that was cut off.
+    pub handed_out: Vec<(Incoming, bool)>,
     /// How often the sockets were replaced.
     pub rebinds: u32,
     /// What was sent, datagram by datagram.
@@ -111,10 +113,16 @@ impl Fake {
             writes: VecDeque::new(),
             tun_reads: VecDeque::new(),
             receives: VecDeque::new(),
+            handed_out: Vec::new(),
             rebinds: 0,
             sent: Vec::new(),
             written: Vec::new(),
         }
+    }
+
+    /// It is `now`, unless it is later already.
+    pub fn advance_to(&mut self, now: Time) {
+        self.now = self.now.max(now);
     }
 
     /// No more trouble from now on.
@@ -227,13 +235,15 @@ impl Fake {
                 continue;
             }
             let Some(mut lease) = self.free.receive.pop() else { break };
-            let Some(Incoming { from, to, bytes, stride, tos }) = self.receives.pop_front() else { break };
+            let Some(incoming) = self.receives.pop_front() else { break };
             let truncated = self.strikes(self.faults.truncated);
+            let Incoming { from, to, ref bytes, stride, tos } = incoming;
             let length = if truncated { bytes.len() / 2 } else { bytes.len() };
             let start = super::message::PAYLOAD_START;
             lease[start..start + length].copy_from_slice(&bytes[..length]);
             let (start, bytes) = (start as u32, length as u32);
             let received = Received { from, to, start, bytes, stride, tos, truncated, at: self.now };
+            self.handed_out.push((incoming, truncated));
             done.push(Completion::Received { lease, received });
         }
     }

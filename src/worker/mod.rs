@@ -13,6 +13,7 @@
 pub mod crew;
 pub mod data;
 pub mod device;
+pub mod exchange;
 pub mod handoff;
 pub mod interface;
 pub mod outer;

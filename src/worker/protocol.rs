@@ -1,7 +1,8 @@
 //! The protocol thread: owns the tunnel's keys and peers, makes sessions, keeps timers, obeys the configuration socket.
 //!
 //! It is never on the way of a data packet. It sleeps until a worker, an operator, the interface or a timer wants something,
-//! does that, and then says what follows from it: datagrams to the network, orders to the workers.
+//! does that, and then says what follows from it: datagrams to the network, orders to the workers. What it does is in
+//! [`super::exchange`]; here are its sleep, its clock, its sockets and its operator.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, never, select};
 use nix::errno::Errno;
 
+use super::exchange::Exchange;
 use super::handoff::{Arrival, Inbox, Order, Orders};
 use super::outer::Outer;
 use super::tunnel::{Tunnel, gave_up};
@@ -19,7 +21,6 @@ use crate::control::uapi::SetRequest;
 use crate::control::uapi_socket::Command;
 use crate::dataplane::view::Change;
 use crate::io::clock;
-use crate::proto::Endpoint;
 use crate::proto::keys::PublicKey;
 use crate::proto::output::Transmit;
 
@@ -62,23 +63,36 @@ pub struct Names {
     pub peers: HashMap<PublicKey, HostPort>,
 }
 
+impl Names {
+    /// A peer that does not answer may have moved to another address of the same name.
+    fn look_up_again(&self, change: &Change, tunnel: &Tunnel) {
+        let Some(status) = gave_up(change).and_then(|peer| tunnel.device.peer(peer)) else { return };
+        self.look_up(status.public_key);
+    }
+
+    fn look_up(&self, key: &PublicKey) {
+        if let (Some(resolver), Some(name)) = (&self.resolver, self.peers.get(key)) {
+            resolver.request(*key, name.clone());
+        }
+    }
+}
+
 /// The protocol thread's own.
 pub struct Protocol {
-    tunnel: Tunnel,
+    exchange: Exchange,
     outer: Outer,
-    workers: Vec<Orders>,
     names: Names,
 }
 
 impl Protocol {
     /// Puts the parts together.
     pub fn new(tunnel: Tunnel, outer: Outer, workers: Vec<Orders>, names: Names) -> Protocol {
-        Protocol { tunnel, outer, workers, names }
+        Protocol { exchange: Exchange::new(tunnel, workers), outer, names }
     }
 
     /// Works until told to stop.
     pub fn run(mut self, sources: &Sources) {
-        self.names.peers.keys().for_each(|key| self.look_up(key));
+        self.names.peers.keys().for_each(|key| self.names.look_up(key));
         let Sources { inbox, commands, notices, addresses } = sources;
         // A channel whose other end has gone is always ready: it must leave the selection.
         let (mut commands, mut addresses) = (commands.clone(), addresses.clone());
@@ -87,7 +101,7 @@ impl Protocol {
             select! {
                 recv(inbox.news) -> peer => {
                     let Ok(peer) = peer else { return };
-                    self.tunnel.device.handle_news(peer, clock::now(), clock::wall());
+                    self.exchange.tunnel.device.handle_news(peer, clock::now(), clock::wall());
                 }
                 recv(inbox.arrivals) -> arrival => {
                     let Ok(arrival) = arrival else { return };
@@ -98,17 +112,19 @@ impl Protocol {
                     Err(_) => commands = never(),
                 },
                 recv(addresses) -> found => match found {
-                    Ok((key, address)) => self.tunnel.set_endpoint(&key, address),
+                    Ok((key, address)) => self.exchange.tunnel.set_endpoint(&key, address),
                     Err(_) => addresses = never(),
                 },
                 recv(notices) -> notice => match notice {
-                    Ok(Notice::Link { up, mtu }) => self.link_changed(up, mtu),
+                    Ok(Notice::Link { up, mtu }) => {
+                        self.exchange.link_changed(up, mtu, clock::now(), clock::wall());
+                    }
                     Ok(Notice::Stop) | Err(_) => return,
                 },
                 default(self.patience()) => {}
             }
             if self.patience().is_zero() {
-                self.tunnel.device.handle_timeout(clock::now(), clock::wall());
+                self.exchange.tunnel.device.handle_timeout(clock::now(), clock::wall());
             }
         }
     }
@@ -117,36 +133,21 @@ impl Protocol {
     fn patience(&self) -> Duration {
         // Without any timer it does not matter how often we look.
         const LONG: Duration = Duration::from_secs(3600);
-        let deadline = self.tunnel.device.poll_timeout();
+        let deadline = self.exchange.tunnel.device.poll_timeout();
         deadline.map_or(LONG, |(at, _)| Duration::from_nanos(at.since(clock::now()).as_nanos()))
     }
 
-    /// Says what follows from what happened: first to the workers, so that they can open what comes back.
+    /// Says what follows from what happened.
     fn speak(&mut self) {
-        while let Some(change) = self.tunnel.poll_change() {
-            self.look_up_again(&change);
-            for worker in &mut self.workers {
-                worker.give(Order::Change(change.clone()));
-            }
-        }
-        self.workers.iter_mut().for_each(Orders::wake);
-        while let Some(Transmit { to, bytes, tos, .. }) = self.tunnel.device.poll_transmit() {
-            if let Err(errno) = self.outer.mailer().send(&bytes, to, tos) {
-                tracing::debug!("cannot send to {}: {errno}", to.remote);
-            }
-        }
-    }
-
-    /// A peer that does not answer may have moved to another address of the same name.
-    fn look_up_again(&self, change: &Change) {
-        let Some(status) = gave_up(change).and_then(|peer| self.tunnel.device.peer(peer)) else { return };
-        self.look_up(status.public_key);
-    }
-
-    fn look_up(&self, key: &PublicKey) {
-        if let (Some(resolver), Some(name)) = (&self.names.resolver, self.names.peers.get(key)) {
-            resolver.request(*key, name.clone());
-        }
+        let Protocol { exchange, outer, names } = self;
+        exchange.speak(
+            |change, tunnel| names.look_up_again(change, tunnel),
+            |Transmit { to, bytes, tos, .. }| {
+                if let Err(errno) = outer.mailer().send(bytes, *to, *tos) {
+                    tracing::debug!("cannot send to {}: {errno}", to.remote);
+                }
+            },
+        );
     }
 
     fn take_in(&mut self, first: Arrival, others: &Receiver<Arrival>) {
@@ -157,25 +158,17 @@ impl Protocol {
     }
 
     fn handle(&mut self, arrival: Arrival, queued: usize) {
-        match arrival {
-            Arrival::Handshake { bytes, len, from } => {
-                let Endpoint { remote, .. } = from;
-                let (now, wall) = (clock::now(), clock::wall());
-                let handled = self.tunnel.device.handle_datagram(&bytes[..len], from, queued, now, wall);
-                tracing::trace!("handshake message from {remote}: {handled:?}");
-            }
-            Arrival::Roamed { local_index, from } => self.tunnel.device.handle_roamed(local_index, from),
-        }
+        self.exchange.handle(arrival, queued, clock::now(), clock::wall());
     }
 
     /// Carries out a command. Whether its client still waits for the answer is its own affair.
     fn obey(&mut self, command: Command) {
         match command {
             Command::Get(reply) => {
-                let _ = reply.send(self.tunnel.state(self.outer.port(), self.outer.fwmark()));
+                let _ = reply.send(self.exchange.tunnel.state(self.outer.port(), self.outer.fwmark()));
             }
             Command::Peers(reply) => {
-                let _ = reply.send(self.tunnel.watched_peers());
+                let _ = reply.send(self.exchange.tunnel.watched_peers());
             }
             Command::Set(request, reply) => {
                 let _ = reply.send(self.set(*request));
@@ -192,7 +185,7 @@ impl Protocol {
         if let Some(port) = request.listen_port {
             match self.outer.listen_on(port) {
                 Ok(sockets) => {
-                    for (worker, sockets) in self.workers.iter_mut().zip(sockets) {
+                    for (worker, sockets) in self.exchange.workers.iter_mut().zip(sockets) {
                         worker.give(Order::Rebind(sockets));
                     }
                 }
@@ -208,14 +201,7 @@ impl Protocol {
                 self.names.peers.remove(&change.public_key);
             }
         }
-        self.tunnel.apply(request, clock::now(), clock::wall());
+        self.exchange.tunnel.apply(request, clock::now(), clock::wall());
         Ok(())
-    }
-
-    fn link_changed(&mut self, up: bool, mtu: u16) {
-        for worker in &mut self.workers {
-            worker.give(Order::Change(Change::Mtu(mtu)));
-        }
-        self.tunnel.device.set_up(up, clock::now(), clock::wall());
     }
 }

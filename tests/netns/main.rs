@@ -13,6 +13,7 @@
 //! | [`raw_peer`], [`raw_session`], [`spoof`] | a WireGuard peer and an enemy, written here from the whitepaper |
 //! | [`daemon`] | one encrypted `uringvpn` before them |
 //! | [`observed`], [`timers`], [`hostile`], [`bent`], [`flood`] | what they see of it, and what it withstands |
+//! | [`nonce`] | what the encrypted tunnel sends, captured on the wire |
 //!
 //! Needs root, ip(8), ss(8), tc(8), ethtool(8), ping(8), iperf3(1), setpriv(1), wg(8), wg-quick(8), wireguard-go, boringtun-cli. Without root a test prints that it was skipped, or fails if the
 //! environment says `CI=true`. Times are printed; asserted only where something would otherwise hang.
@@ -29,6 +30,7 @@ mod junk;
 mod kernel;
 mod lifecycle;
 mod modes;
+mod nonce;
 mod observed;
 mod offload;
 #[path = "../packets/mod.rs"]

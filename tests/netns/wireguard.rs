@@ -31,7 +31,7 @@ enum Program {
 }
 
 /// A key pair and its file.
-struct Keys {
+pub struct Keys {
     directory: tempfile::TempDir,
     public: String,
 }
@@ -63,7 +63,7 @@ impl Keys {
 }
 
 /// One end that runs.
-struct End {
+pub struct End {
     program: Program,
     process: Tunnel,
     interface: String,
@@ -128,7 +128,7 @@ fn join(rig: &Rig, ends: &[End; 2], keys: &[Keys; 2], family: Family, psk: bool)
     }
 }
 
-fn ours(rig: &Rig, options: &str) -> ([End; 2], [Keys; 2]) {
+pub fn ours(rig: &Rig, options: &str) -> ([End; 2], [Keys; 2]) {
     let keys = [Keys::new(), Keys::new()];
     let start =
         |index: usize| End::start(Program::Ours, &rig.hosts[index], index as u8, &keys[index], options);

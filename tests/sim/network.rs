@@ -19,7 +19,7 @@ pub struct Troubles {
 
 impl Troubles {
     /// The datagrams as they arrive, each with the number of its copies; nothing is carried in zero copies.
-    pub fn befall(&self, datagrams: Vec<Vec<u8>>, random: &mut Random) -> Vec<(Vec<u8>, u8)> {
+    pub fn befall<T>(&self, datagrams: Vec<T>, random: &mut Random) -> Vec<(T, u8)> {
         let mut carried: Vec<_> = datagrams
             .into_iter()
             .filter_map(|datagram| {

@@ -67,13 +67,13 @@ pub struct Flow {
 }
 
 impl Flow {
-    pub fn new(host: usize, workers: usize, random: &mut Random) -> Flow {
+    pub fn new(host: usize, to: usize, workers: usize, random: &mut Random) -> Flow {
         let v6 = random.chance(50);
         let kind = random.pick(&[Kind::Tcp, Kind::Tcp, Kind::Udp, Kind::Udp, Kind::Opaque]);
         let arrives = random.chance(90);
         let peer = if arrives { random.below(usize::from(PEERS)) as u8 } else { ABSENT };
         let source = inner(v6, host, random.below(usize::from(PEERS)) as u8, random.between(1, 3) as u8);
-        let destination = inner(v6, 1 - host, peer, random.between(1, 3) as u8);
+        let destination = inner(v6, to, peer, random.between(1, 3) as u8);
         let mut next = Packet {
             ends: Some((source, destination)),
             source_port: random.between(1000, 1003) as u16,
@@ -189,10 +189,10 @@ pub struct Junk<T> {
 }
 
 /// A TUN read that goes nowhere.
-pub fn tun_junk(host: usize, random: &mut Random) -> Junk<Vec<u8>> {
+pub fn tun_junk(host: usize, other: usize, random: &mut Random) -> Junk<Vec<u8>> {
     let v6 = random.chance(50);
     let to = |peer| {
-        let ends = Some((inner(v6, host, 0, 1), inner(v6, 1 - host, peer, 1)));
+        let ends = Some((inner(v6, host, 0, 1), inner(v6, other, peer, 1)));
         Packet { ends, ..Packet::tcp(v6, packets::payload(5 * 100, 7)) }
     };
     let junk = |what, reason, packets| Junk { what, reason, packets };

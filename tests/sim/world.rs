@@ -139,7 +139,7 @@ impl World {
         let mut world = World { plan, random, hosts, flows: Vec::new(), book, healed: false, sabotage: None };
         for host in [0, 1] {
             for _ in 0..world.random.between(2, 8) {
-                let flow = Flow::new(host, world.plan.workers[host], &mut world.random);
+                let flow = Flow::new(host, 1 - host, world.plan.workers[host], &mut world.random);
                 world.book.open_flow(flow.arrives, world.plan.sends_in_order());
                 world.flows.push(flow);
             }
@@ -260,7 +260,7 @@ impl World {
         let target = &mut self.hosts[host];
         let fake = target.workers[worker].driver_mut();
         if self.random.chance(50) {
-            let junk = workload::tun_junk(host, &mut self.random);
+            let junk = workload::tun_junk(host, 1 - host, &mut self.random);
             target.junk[junk.reason as usize] += junk.packets;
             fake.tun_reads.push_back(junk.what);
         } else {
@@ -282,6 +282,7 @@ impl World {
         let fake = self.hosts[host].workers[worker].driver_mut();
         let mut sent = std::mem::take(&mut fake.sent);
         let written = std::mem::take(&mut fake.written);
+        fake.handed_out.clear();
         self.hosts[host].sent[worker] += sent.len() as u64;
         let known = [outer(self.plan.outer_v6, 1 - host), outer(self.plan.outer_v6, 2)];
         for datagram in &sent {
