@@ -6,6 +6,7 @@
 use std::io::{Write, stdin, stdout};
 use std::process::ExitCode;
 
+use nix::sys::prctl::set_dumpable;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tracing::level_filters::LevelFilter;
@@ -18,6 +19,8 @@ use uringvpn::io::features;
 use uringvpn::worker;
 
 fn main() -> ExitCode {
+    // Keys must be in no core dump, and no other program of the same user may read them. Linux refuses nobody this.
+    let _ = set_dumpable(false);
     match cli::parse(std::env::args_os()) {
         Ok(Invocation::Probe) => probe(),
         Ok(Invocation::GenerateKey) => generate(key_commands::generate_private),

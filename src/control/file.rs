@@ -25,7 +25,7 @@ use ipnet::IpNet;
 use super::config::{MTU, parse_fwmark};
 use super::endpoint::{parse_address, parse_digits, parse_prefix};
 use super::peer::{PeerConfig, truncate_prefixes};
-use super::secret::quote;
+use super::secret::{push, quote};
 use crate::proto::keys::{PresharedKey, PrivateKey, PublicKey};
 
 /// What a configuration file says.
@@ -302,7 +302,7 @@ impl Reader {
         self.section_line = line.number;
         if text.eq_ignore_ascii_case("[Peer]") {
             self.section = Section::Peer;
-            self.config.peers.push(PeerConfig::default());
+            push(&mut self.config.peers, PeerConfig::default());
             return Ok(());
         }
         if !text.eq_ignore_ascii_case("[Interface]") {

@@ -29,7 +29,8 @@ const BEGIN_DISTANCE: Span = Span::from_nanos(200_000);
 /// The protocol side of one interface. See the module.
 pub struct Device {
     pub(super) shared: Shared,
-    pub(super) peers: Slab<Peer>,
+    /// Boxed: a slab that grows would leave copies of keys behind that nobody wipes.
+    pub(super) peers: Slab<Box<Peer>>,
     by_key: BTreeMap<PublicKey, PeerIndex>,
     /// Each peer that has a timer running, by the one that fires first.
     timers: BTreeSet<(Time, PeerIndex)>,
@@ -110,7 +111,7 @@ impl Device {
         }
         let entry = self.peers.vacant_entry();
         let index = PeerIndex::try_from(entry.key()).expect("memory holds fewer than 2^32 peers");
-        let peer = entry.insert(Peer::new(index, key));
+        let peer = entry.insert(Box::new(Peer::new(index, key)));
         let activity = Arc::clone(&peer.activity);
         self.shared.updates.push_back(Update::PeerAdded { peer: index, activity });
         self.by_key.insert(key, index);
@@ -195,7 +196,7 @@ impl Device {
 
     /// What is known of a peer.
     pub fn peer(&self, peer: PeerIndex) -> Option<PeerStatus<'_>> {
-        self.peers.get(peer as usize).map(Peer::status)
+        self.peers.get(peer as usize).map(|peer| peer.status())
     }
 
     /// A worker has left news in the peer's activity.

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, never, select};
+use crossbeam_channel::{Receiver, Sender, never, select};
 use nix::errno::Errno;
 
 use super::handoff::{Arrival, Inbox, Order, Orders};
@@ -19,12 +19,16 @@ use crate::control::uapi::SetRequest;
 use crate::control::uapi_socket::Command;
 use crate::dataplane::view::Change;
 use crate::io::clock;
+use crate::io::udp::BUSY_PATIENCE;
 use crate::proto::Endpoint;
 use crate::proto::keys::PublicKey;
 use crate::proto::output::Transmit;
+use crate::time::{Span, Time};
 
 /// Arrivals taken in one go before anything else gets its turn.
 const ARRIVALS_AT_ONCE: usize = 64;
+/// How often a port that a request waits for is tried.
+const PORT_PAUSE: Span = Span::from_millis(20);
 
 /// What the supervisor tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,18 +66,28 @@ pub struct Names {
     pub peers: HashMap<PublicKey, HostPort>,
 }
 
+/// A request whose port is taken, perhaps only by what is left of a process that was killed.
+struct Waiting {
+    request: Box<SetRequest>,
+    reply: Sender<Result<(), Errno>>,
+    next_try: Time,
+    give_up: Time,
+}
+
 /// The protocol thread's own.
 pub struct Protocol {
     tunnel: Tunnel,
     outer: Outer,
     workers: Vec<Orders>,
     names: Names,
+    /// One per client at most: clients wait for their answer.
+    waiting: Vec<Waiting>,
 }
 
 impl Protocol {
     /// Puts the parts together.
     pub fn new(tunnel: Tunnel, outer: Outer, workers: Vec<Orders>, names: Names) -> Protocol {
-        Protocol { tunnel, outer, workers, names }
+        Protocol { tunnel, outer, workers, names, waiting: Vec::new() }
     }
 
     /// Works until told to stop.
@@ -107,18 +121,20 @@ impl Protocol {
                 },
                 default(self.patience()) => {}
             }
+            self.try_again();
             if self.patience().is_zero() {
                 self.tunnel.device.handle_timeout(clock::now(), clock::wall());
             }
         }
     }
 
-    /// How long until a timer is due.
+    /// How long until a timer is due, or a port is to be tried again.
     fn patience(&self) -> Duration {
         // Without any timer it does not matter how often we look.
         const LONG: Duration = Duration::from_secs(3600);
-        let deadline = self.tunnel.device.poll_timeout();
-        deadline.map_or(LONG, |(at, _)| Duration::from_nanos(at.since(clock::now()).as_nanos()))
+        let timer = self.tunnel.device.poll_timeout().map(|(at, _)| at);
+        let deadline = self.waiting.iter().map(|waiting| waiting.next_try).chain(timer).min();
+        deadline.map_or(LONG, |at| Duration::from_nanos(at.since(clock::now()).as_nanos()))
     }
 
     /// Says what follows from what happened: first to the workers, so that they can open what comes back.
@@ -175,29 +191,35 @@ impl Protocol {
                 let _ = reply.send(self.tunnel.state(self.outer.port(), self.outer.fwmark()));
             }
             Command::Set(request, reply) => {
-                let _ = reply.send(self.set(*request));
+                let now = clock::now();
+                self.carry_out(Waiting { request, reply, next_try: now, give_up: now + BUSY_PATIENCE });
             }
         }
     }
 
-    /// Whole or not at all: what can fail comes first.
-    fn set(&mut self, request: SetRequest) -> Result<(), Errno> {
-        let former_mark = self.outer.fwmark();
-        if let Some(fwmark) = request.fwmark {
-            self.outer.set_mark(fwmark)?;
+    /// Sets now, or as soon as the port is free: nobody else waits for it.
+    fn carry_out(&mut self, mut waiting: Waiting) {
+        let result = self.set(&waiting.request);
+        let now = clock::now();
+        if result == Err(Errno::EADDRINUSE) && now < waiting.give_up {
+            waiting.next_try = now + PORT_PAUSE;
+            self.waiting.push(waiting);
+        } else {
+            let _ = waiting.reply.send(result);
         }
-        if let Some(port) = request.listen_port {
-            match self.outer.listen_on(port) {
-                Ok(sockets) => {
-                    for (worker, sockets) in self.workers.iter_mut().zip(sockets) {
-                        worker.give(Order::Rebind(sockets));
-                    }
-                }
-                Err(errno) => {
-                    let _ = self.outer.set_mark(former_mark);
-                    return Err(errno);
-                }
-            }
+    }
+
+    fn try_again(&mut self) {
+        let now = clock::now();
+        let due: Vec<_> = self.waiting.extract_if(.., |waiting| waiting.next_try <= now).collect();
+        due.into_iter().for_each(|waiting| self.carry_out(waiting));
+    }
+
+    /// Whole or not at all: what can fail comes first.
+    fn set(&mut self, request: &SetRequest) -> Result<(), Errno> {
+        let sockets = self.outer.change(request.listen_port, request.fwmark)?;
+        for (worker, sockets) in self.workers.iter_mut().zip(sockets) {
+            worker.give(Order::Rebind(sockets));
         }
         for change in &request.peers {
             // Whoever sets or removes a peer by hand knows better than a name from the start.

@@ -30,7 +30,7 @@ pub fn protocol(
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).context("the kernel gives no random numbers")?;
     let mut tunnel = Tunnel::new(workers.len(), seed);
-    tunnel.apply(request(config), clock::now(), clock::wall());
+    tunnel.apply(&request(config), clock::now(), clock::wall());
     let (found, addresses) = unbounded();
     let peers = names(&config.peers);
     let resolver = if peers.is_empty() { None } else { Some(Resolver::start(found)?) };

@@ -40,32 +40,32 @@ impl Tunnel {
     }
 
     /// Applies a request, all but its port and mark, which belong to whoever owns the sockets. Cannot fail: what can be wrong
-    /// with a request was found when it was read.
+    /// with a request was found when it was read. By reference, so that its keys are wiped where they lie.
     ///
     /// Our own key as a peer is passed over, as in the kernel.
-    pub fn apply(&mut self, request: SetRequest, now: Time, wall: WallTime) {
-        if let Some(key) = request.private_key {
-            self.device.set_private_key(key, now, wall);
+    pub fn apply(&mut self, request: &SetRequest, now: Time, wall: WallTime) {
+        if let Some(key) = &request.private_key {
+            self.device.set_private_key(key.clone(), now, wall);
             self.forget_removed();
         }
         if request.replace_peers {
             let peers: Vec<_> = self.device.peers().map(|(peer, _)| peer).collect();
             peers.into_iter().for_each(|peer| self.remove_peer(peer));
         }
-        for change in request.peers {
+        for change in &request.peers {
             self.apply_to_peer(change, now, wall);
         }
     }
 
-    fn apply_to_peer(&mut self, change: PeerChange, now: Time, wall: WallTime) {
+    fn apply_to_peer(&mut self, change: &PeerChange, now: Time, wall: WallTime) {
         let known = self.device.find_peer(&change.public_key);
         if change.remove {
             return known.into_iter().for_each(|peer| self.remove_peer(peer));
         }
         let found = if change.update_only { known } else { self.device.add_peer(change.public_key) };
         let Some(peer) = found else { return };
-        if let Some(key) = change.preshared_key {
-            self.device.set_preshared_key(peer, key);
+        if let Some(key) = &change.preshared_key {
+            self.device.set_preshared_key(peer, key.clone());
         }
         if let Some(remote) = change.endpoint {
             self.device.set_endpoint(peer, remote);
@@ -139,7 +139,7 @@ impl Tunnel {
     }
 
     /// Everything, as a `get` tells it.
-    pub fn state(&self, listen_port: u16, fwmark: u32) -> DeviceState {
+    pub fn state(&self, listen_port: u16, fwmark: u32) -> Box<DeviceState> {
         let peers = self.device.peers().map(|(peer, status)| PeerState {
             public_key: *status.public_key,
             preshared_key: status.preshared_key.clone(),
@@ -151,7 +151,7 @@ impl Tunnel {
             allowed_ips: self.prefixes.get(&peer).into_iter().flatten().copied().collect(),
         });
         let private_key = self.device.private_key().cloned();
-        DeviceState { private_key, listen_port, fwmark, peers: peers.collect() }
+        Box::new(DeviceState { private_key, listen_port, fwmark, peers: peers.collect() })
     }
 }
 
