@@ -149,10 +149,13 @@ impl Device {
     }
 
     /// Sends the peer a keepalive after every `seconds` in which nothing passed, 0 for never; the first at once if there
-    /// were none until now.
+    /// were none until now. Saying the same again changes nothing.
     pub fn set_keepalive(&mut self, peer: PeerIndex, seconds: u16, now: Time, wall: WallTime) {
         self.with_peer(peer, |peer, shared| {
-            let begins = peer.keepalive == 0 && seconds > 0;
+            if peer.keepalive == seconds {
+                return;
+            }
+            let begins = peer.keepalive == 0;
             peer.keepalive = seconds;
             if shared.up && begins {
                 peer.start_persistent(shared, Moment { now, wall });

@@ -83,9 +83,9 @@ fn errno(error: &UdpError) -> Errno {
         UdpError::PortInUse { .. } => Errno::EADDRINUSE,
         UdpError::AddressNotHere { .. } => Errno::EADDRNOTAVAIL,
         UdpError::NotPermitted { .. } => Errno::EACCES,
-        UdpError::NoDescriptors { errno, .. } | UdpError::Mark { errno, .. } | UdpError::Call { errno, .. } => {
-            *errno
-        }
+        UdpError::NoDescriptors { errno, .. }
+        | UdpError::Mark { errno, .. }
+        | UdpError::Call { errno, .. } => *errno,
         _ => Errno::EIO,
     }
 }

@@ -3,7 +3,6 @@
 //! It is never on the way of a data packet. It sleeps until a worker, an operator, the interface or a timer wants something,
 //! does that, and then says what follows from it: datagrams to the network, orders to the workers.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -11,10 +10,12 @@ use crossbeam_channel::{Receiver, Sender, never, select};
 use nix::errno::Errno;
 
 use super::handoff::{Arrival, Inbox, Order, Orders};
+use super::names::Names;
 use super::outer::Outer;
+use super::reload::{self, Followed};
+use super::start;
 use super::tunnel::{Tunnel, gave_up};
-use crate::control::endpoint::HostPort;
-use crate::control::resolve::Resolver;
+use crate::control::config::DeviceConfig;
 use crate::control::uapi::SetRequest;
 use crate::control::uapi_socket::Command;
 use crate::dataplane::view::Change;
@@ -31,7 +32,7 @@ const ARRIVALS_AT_ONCE: usize = 64;
 const PORT_PAUSE: Span = Span::from_millis(20);
 
 /// What the supervisor tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Notice {
     /// The interface's state.
     Link {
@@ -40,6 +41,8 @@ pub enum Notice {
         /// Its MTU in bytes.
         mtu: u16,
     },
+    /// Become what this says, wholly or not at all.
+    Follow(Box<DeviceConfig>, Sender<Followed>),
     /// End.
     Stop,
 }
@@ -55,15 +58,6 @@ pub struct Sources {
     pub notices: Receiver<Notice>,
     /// Addresses that were found for names.
     pub addresses: Receiver<(PublicKey, SocketAddr)>,
-}
-
-/// Peers whose endpoint is a host name.
-#[derive(Debug)]
-pub struct Names {
-    /// Looks addresses up; `None` if there are no names.
-    pub resolver: Option<Resolver>,
-    /// The names.
-    pub peers: HashMap<PublicKey, HostPort>,
 }
 
 /// A request whose port is taken, perhaps only by what is left of a process that was killed.
@@ -92,7 +86,6 @@ impl Protocol {
 
     /// Works until told to stop.
     pub fn run(mut self, sources: &Sources) {
-        self.names.peers.keys().for_each(|key| self.look_up(key));
         let Sources { inbox, commands, notices, addresses } = sources;
         // A channel whose other end has gone is always ready: it must leave the selection.
         let (mut commands, mut addresses) = (commands.clone(), addresses.clone());
@@ -112,11 +105,15 @@ impl Protocol {
                     Err(_) => commands = never(),
                 },
                 recv(addresses) -> found => match found {
-                    Ok((key, address)) => self.tunnel.set_endpoint(&key, address),
+                    Ok((key, address)) if self.names.counts(&key) => self.tunnel.set_endpoint(&key, address),
+                    Ok(_) => {}
                     Err(_) => addresses = never(),
                 },
                 recv(notices) -> notice => match notice {
                     Ok(Notice::Link { up, mtu }) => self.link_changed(up, mtu),
+                    Ok(Notice::Follow(config, reply)) => {
+                        let _ = reply.send(self.follow(&config));
+                    }
                     Ok(Notice::Stop) | Err(_) => return,
                 },
                 default(self.patience()) => {}
@@ -156,13 +153,7 @@ impl Protocol {
     /// A peer that does not answer may have moved to another address of the same name.
     fn look_up_again(&self, change: &Change) {
         let Some(status) = gave_up(change).and_then(|peer| self.tunnel.device.peer(peer)) else { return };
-        self.look_up(status.public_key);
-    }
-
-    fn look_up(&self, key: &PublicKey) {
-        if let (Some(resolver), Some(name)) = (&self.names.resolver, self.names.peers.get(key)) {
-            resolver.request(*key, name.clone());
-        }
+        self.names.look_up(status.public_key);
     }
 
     fn take_in(&mut self, first: Arrival, others: &Receiver<Arrival>) {
@@ -221,14 +212,24 @@ impl Protocol {
         for (worker, sockets) in self.workers.iter_mut().zip(sockets) {
             worker.give(Order::Rebind(sockets));
         }
+        if request.replace_peers {
+            self.names.forget_all();
+        }
         for change in &request.peers {
             // Whoever sets or removes a peer by hand knows better than a name from the start.
             if change.remove || change.endpoint.is_some() {
-                self.names.peers.remove(&change.public_key);
+                self.names.forget(&change.public_key);
             }
         }
         self.tunnel.apply(request, clock::now(), clock::wall());
         Ok(())
+    }
+
+    /// As `wg syncconf`. Does not wait for a port: the operator can signal again.
+    fn follow(&mut self, config: &DeviceConfig) -> Followed {
+        let present = self.tunnel.device.peers().map(|(_, status)| *status.public_key).collect();
+        self.set(&reload::request(config, &present, self.names.given()))?;
+        self.names.follow(start::endpoints(&config.peers), &present).map_err(|_| Errno::EAGAIN)
     }
 
     fn link_changed(&mut self, up: bool, mtu: u16) {
@@ -236,5 +237,47 @@ impl Protocol {
             worker.give(Order::Change(Change::Mtu(mtu)));
         }
         self.tunnel.device.set_up(up, clock::now(), clock::wall());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::unbounded;
+
+    use super::*;
+    use crate::io::udp::{self, Steering, UdpRequest};
+    use crate::proto::output::Update;
+
+    /// A protocol thread's own, on loopback, with one peer whose endpoint is a name, and where its addresses arrive.
+    fn protocol(peer: PublicKey) -> (Protocol, Receiver<(PublicKey, SocketAddr)>) {
+        let request = UdpRequest {
+            address: Some(std::net::Ipv4Addr::LOCALHOST.into()),
+            port: 0,
+            workers: 1,
+            gro: false,
+            gso: false,
+            buffer_bytes: 1,
+            steering: Steering::ReceiverIndex,
+            fwmark: 0,
+            patience: Span::ZERO,
+        };
+        let group = udp::open(&request).unwrap();
+        let (found, addresses) = unbounded();
+        let names = Names::new([(peer, "localhost:9".parse().unwrap())].into(), found).unwrap();
+        let mut tunnel = Tunnel::new(1, [1; 32]);
+        tunnel.device.add_peer(peer).unwrap();
+        (Protocol::new(tunnel, Outer::new(request, &group).unwrap(), Vec::new(), names), addresses)
+    }
+
+    #[test]
+    fn when_handshakes_were_given_up_the_peers_name_is_looked_up_again() {
+        let key = PublicKey::from_bytes([7; 32]);
+        let (protocol, addresses) = protocol(key);
+        assert_eq!(addresses.recv().unwrap().0, key, "at the start");
+        let peer = protocol.tunnel.device.find_peer(&key).unwrap();
+        protocol.look_up_again(&Change::Peer(Update::PeerRemoved { peer }));
+        protocol.look_up_again(&Change::Peer(Update::DropStaged { peer }));
+        assert_eq!(addresses.recv().unwrap().0, key);
+        assert!(addresses.is_empty());
     }
 }

@@ -4,11 +4,11 @@
 //! the table that workers use and once per peer as the operator lists them. Pure: the protocol thread ([`super::protocol`])
 //! gives it time and carries its words.
 
-use std::collections::{BTreeSet, HashMap};
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::control::uapi::{DeviceState, PeerChange, PeerState, SetRequest};
 use crate::dataplane::allowed_ips::{AllowedIps, PeerIndex};
@@ -23,7 +23,8 @@ pub struct Tunnel {
     /// Who speaks the protocol.
     pub device: Device,
     routes: Arc<AllowedIps>,
-    prefixes: HashMap<PeerIndex, BTreeSet<IpNet>>,
+    /// The same by peer. One set for all: most peers have one prefix, and a set of its own would take 200 bytes for it.
+    prefixes: BTreeSet<(PeerIndex, IpNet)>,
     /// Workers do not know the newest routes yet.
     routes_are_news: bool,
 }
@@ -34,7 +35,7 @@ impl Tunnel {
         Tunnel {
             device: Device::new(workers, seed),
             routes: Arc::default(),
-            prefixes: HashMap::new(),
+            prefixes: BTreeSet::new(),
             routes_are_news: false,
         }
     }
@@ -45,8 +46,10 @@ impl Tunnel {
     /// Our own key as a peer is passed over, as in the kernel.
     pub fn apply(&mut self, request: &SetRequest, now: Time, wall: WallTime) {
         if let Some(key) = &request.private_key {
+            // The device removes a peer by itself when it has the key that becomes our own.
+            let ourselves = key.as_ref().and_then(|key| self.device.find_peer(&key.public_key()));
             self.device.set_private_key(key.clone(), now, wall);
-            self.forget_removed();
+            ourselves.into_iter().for_each(|peer| self.take_all_prefixes(peer));
         }
         if request.replace_peers {
             let peers: Vec<_> = self.device.peers().map(|(peer, _)| peer).collect();
@@ -94,40 +97,34 @@ impl Tunnel {
         self.device.remove_peer(peer);
     }
 
-    /// The device removes a peer by itself when it has the key that became our own.
-    fn forget_removed(&mut self) {
-        let gone: Vec<_> =
-            self.prefixes.keys().copied().filter(|peer| self.device.peer(*peer).is_none()).collect();
-        gone.into_iter().for_each(|peer| self.take_all_prefixes(peer));
-    }
-
     fn give_prefix(&mut self, peer: PeerIndex, prefix: IpNet) {
         let former = Arc::make_mut(&mut self.routes).insert(prefix, peer);
         self.routes_are_news = true;
         if let Some(former) = former
             && former != peer
-            && let Some(prefixes) = self.prefixes.get_mut(&former)
         {
-            prefixes.remove(&prefix.trunc());
+            self.prefixes.remove(&(former, prefix.trunc()));
         }
-        self.prefixes.entry(peer).or_default().insert(prefix.trunc());
+        self.prefixes.insert((peer, prefix.trunc()));
     }
 
     /// Nothing if the prefix belongs to another peer.
     fn take_prefix(&mut self, peer: PeerIndex, prefix: IpNet) {
-        if self.prefixes.get_mut(&peer).is_some_and(|prefixes| prefixes.remove(&prefix.trunc())) {
+        if self.prefixes.remove(&(peer, prefix.trunc())) {
             Arc::make_mut(&mut self.routes).remove(prefix);
             self.routes_are_news = true;
         }
     }
 
     fn take_all_prefixes(&mut self, peer: PeerIndex) {
-        let Some(prefixes) = self.prefixes.remove(&peer) else { return };
-        let routes = Arc::make_mut(&mut self.routes);
-        for prefix in &prefixes {
-            routes.remove(*prefix);
-        }
-        self.routes_are_news = true;
+        let prefixes: Vec<_> = self.prefixes_of(peer).collect();
+        prefixes.into_iter().for_each(|prefix| self.take_prefix(peer, prefix));
+    }
+
+    fn prefixes_of(&self, peer: PeerIndex) -> impl Iterator<Item = IpNet> {
+        let (first, last) =
+            (IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::from(Ipv6Addr::from(u128::MAX))));
+        self.prefixes.range((peer, first)..=(peer, last)).map(|(_, prefix)| *prefix)
     }
 
     /// What workers must be told next. Routes come last: they name peers that were told before.
@@ -148,7 +145,7 @@ impl Tunnel {
             tx_bytes: status.tx_bytes,
             rx_bytes: status.rx_bytes,
             persistent_keepalive: status.keepalive,
-            allowed_ips: self.prefixes.get(&peer).into_iter().flatten().copied().collect(),
+            allowed_ips: self.prefixes_of(peer).collect(),
         });
         let private_key = self.device.private_key().cloned();
         Box::new(DeviceState { private_key, listen_port, fwmark, peers: peers.collect() })

@@ -7,9 +7,10 @@
 //! | [`traffic`] | ping, iperf3, files with their hash, UDP in order |
 //! | [`kernel`] | the few calls that need `unsafe`: a seccomp filter, raw frames |
 //! | [`forwarding`], [`lifecycle`], [`refusals`], [`junk`], [`cost`] | the tests, in plaintext mode |
+//! | [`settings`], [`reload`], [`startup`] | the tests of configuration: by `wg`, by file, by environment and limits |
 //! | [`wireguard`] | the tests of the encrypted tunnel, beside wireguard-go, boringtun, `wg` and `wg-quick` |
 //!
-//! Needs root, ip(8), ss(8), ping(8), iperf3(1), setpriv(1), wg(8), wg-quick(8), wireguard-go, boringtun-cli. Without root a test prints that it was skipped, or fails if the
+//! Needs root, ip(8), ss(8), ping(8), iperf3(1), setpriv(1), unshare(1), prlimit(1), taskset(1), wg(8), wg-quick(8), wireguard-go, boringtun-cli. Without root a test prints that it was skipped, or fails if the
 //! environment says `CI=true`. Times are printed; asserted only where something would otherwise hang.
 #![allow(clippy::unwrap_used)]
 
@@ -19,7 +20,10 @@ mod junk;
 mod kernel;
 mod lifecycle;
 mod refusals;
+mod reload;
 mod rig;
+mod settings;
+mod startup;
 mod traffic;
 mod tunnel;
 mod wireguard;
