@@ -56,6 +56,10 @@ impl Outer {
     }
 
     fn set_mark(&mut self, fwmark: u32) -> Result<(), Errno> {
+        // Even saying the same again takes a right that we may not have.
+        if fwmark == self.request.fwmark {
+            return Ok(());
+        }
         let all = |mark| self.sockets.iter().try_for_each(|sockets| sockets.set_mark(mark));
         if let Err(errno) = all(fwmark) {
             let _ = all(self.request.fwmark);

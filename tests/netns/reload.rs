@@ -134,7 +134,7 @@ fn a_file_with_a_mistake_or_a_port_that_is_taken_changes_nothing_and_is_named() 
     let shown = near.file.display();
     wrong(
         &format!("{file}Nonsense = 1\n"),
-        &format!("{shown}, line 11, column 1: \"Nonsense\" is not a setting"),
+        &format!("{shown}, line 10, column 1: \"Nonsense\" is not a setting"),
     );
     wrong("", &format!("{shown}, line 1, column 1: there is no [Interface] section"));
     wrong("\u{1}", &format!("{shown}, line 1, column 1: this is not text"));
