@@ -38,11 +38,10 @@ pub fn protocol(
 
 /// The configuration as a request, without port and mark: the sockets have them already.
 pub(super) fn request(config: &DeviceConfig) -> SetRequest {
-    SetRequest {
-        private_key: config.private_key.clone().map(Some),
-        peers: config.peers.iter().filter_map(peer).collect(),
-        ..SetRequest::default()
-    }
+    // With room for all: a vector that grows would leave copies of preshared keys behind that nobody wipes.
+    let mut peers = Vec::with_capacity(config.peers.len());
+    peers.extend(config.peers.iter().filter_map(peer));
+    SetRequest { private_key: config.private_key.clone().map(Some), peers, ..SetRequest::default() }
 }
 
 fn peer(config: &PeerConfig) -> Option<PeerChange> {

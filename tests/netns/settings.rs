@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
-use uringvpn::proto::keys::{PresharedKey, PublicKey};
+use uringvpn::proto::keys::{PresharedKey, PrivateKey, PublicKey};
 
 use crate::rig::{Family, Rig, inner, wait_until};
 use crate::traffic::{Stream, ping, reaches};
@@ -180,19 +180,24 @@ fn secrets(numbers: std::ops::Range<u32>) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn of_the_keys_of_peers_that_are_gone_nothing_stays_in_memory() {
+fn of_keys_that_were_replaced_and_of_peers_that_are_gone_nothing_stays_in_memory() {
     let Some(rig) = Rig::pair() else { return };
     let host = &rig.hosts[0];
-    let end = End::start(Program::Ours, host, 0, &Keys::new(), "--queues 1");
-    let wanted = secrets(500..540);
+    let keys = Keys::new();
+    let end = End::start(Program::Ours, host, 0, &keys, "--queues 1");
+    let mut wanted = secrets(500..540);
+    // Its own key, too.
+    let own: PrivateKey = fs::read_to_string(keys.file("key")).unwrap().trim().parse().unwrap();
+    wanted.extend([own.expose().to_vec(), own.to_hex().into_bytes()]);
     assert_eq!(ask(&end, &peers(0..1000, true)), "errno=0\n\n");
     assert_eq!(
         found_in_memory(&end.process, &wanted),
-        40,
+        41,
         "while they are there they can be found, as bytes"
     );
     assert!(ask(&end, "get=1\n\n").contains(&secret(500).to_hex()));
-    assert_eq!(ask(&end, "set=1\nreplace_peers=true\n\n"), "errno=0\n\n");
+    let others = format!("set=1\nprivate_key={}\nreplace_peers=true\n\n", "77".repeat(32));
+    assert_eq!(ask(&end, &others), "errno=0\n\n");
     thread::sleep(Duration::from_millis(100));
     assert_eq!(found_in_memory(&end.process, &wanted), 0);
 }
