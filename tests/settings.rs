@@ -152,7 +152,8 @@ fn forty_peers_with_fifty_two_allowed_ips_each_are_listed_as_they_were_set() {
     for of in 2..42 {
         let mut expected: Vec<_> = (0..52).map(|number| prefix(of, number)).collect();
         let mut listed = device.allowed_ips(of);
-        (expected.sort(), listed.sort());
+        expected.sort();
+        listed.sort();
         assert_eq!(listed, expected);
         assert_eq!(device.owner(&format!("abcd:{of}::51")), Some(public(of)));
     }
