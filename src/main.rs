@@ -6,19 +6,23 @@
 use std::io::{Write, stdin, stdout};
 use std::process::ExitCode;
 
+use nix::sys::prctl::set_dumpable;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tracing::level_filters::LevelFilter;
 use uringvpn::control::cli::{self, CliError, Invocation};
 use uringvpn::control::config::DeviceConfig;
+use uringvpn::control::config_file::ConfigFile;
 use uringvpn::control::key_commands::{self, KeyCommandError};
 use uringvpn::control::logging;
 use uringvpn::control::show::{self, Show, ShowError};
-use uringvpn::io::daemon::{self, Daemon, Detached, Keep};
+use uringvpn::io::daemon::{self, Daemon, Detached, Keep, notify_started};
 use uringvpn::io::features;
 use uringvpn::worker;
 
 fn main() -> ExitCode {
+    // Keys must be in no core dump, and no other program of the same user may read them. Linux refuses nobody this.
+    let _ = set_dumpable(false);
     match cli::parse(std::env::args_os()) {
         Ok(Invocation::Probe) => probe(),
         Ok(Invocation::Show(wanted)) => show(&wanted),
@@ -27,8 +31,8 @@ fn main() -> ExitCode {
         Ok(Invocation::PublicKey) => {
             key_result(key_commands::derive_public(&mut stdin().lock(), &mut stdout().lock()))
         }
-        Ok(Invocation::Run { config, log_level, warnings }) => {
-            start(*config, || begin_log(log_level, &warnings))
+        Ok(Invocation::Run { config, file, log_level, warnings }) => {
+            start(*config, file, || begin_log(log_level, &warnings))
         }
         Err(error) => {
             match &error {
@@ -68,22 +72,23 @@ fn begin_log(level: LevelFilter, warnings: &[String]) {
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
 }
 
-fn start(mut config: DeviceConfig, begin_log: impl FnOnce()) -> ExitCode {
+fn start(mut config: DeviceConfig, file: Option<Box<ConfigFile>>, begin_log: impl FnOnce()) -> ExitCode {
     // In a container process 1 is the container: it must not end while the tunnel runs.
     config.foreground |= Pid::this() == Pid::from_raw(1);
     if config.foreground {
-        return match run(config, begin_log, || {}) {
+        return match run(config, file, begin_log, notify_started) {
             Ok(()) => ExitCode::SUCCESS,
             Err(reason) => failure(&reason),
         };
     }
-    let mut daemon = match daemon::detach() {
+    let handed_in: Vec<_> = config.tun_fd.into_iter().chain(config.uapi_fd).collect();
+    let mut daemon = match daemon::detach(&handed_in) {
         Err(error) => return failure(&format!("cannot go to the background: {error}")),
         Ok(Detached::Parent(Ok(()))) => return ExitCode::SUCCESS,
         Ok(Detached::Parent(Err(reason))) => return failure(&reason),
         Ok(Detached::Child(daemon)) => Some(daemon),
     };
-    let result = run(config, begin_log, || daemon.take().into_iter().for_each(release));
+    let result = run(config, file, begin_log, || daemon.take().into_iter().for_each(release));
     match (result, daemon) {
         (Ok(()), _) => ExitCode::SUCCESS,
         // The parent prints it.
@@ -95,12 +100,17 @@ fn start(mut config: DeviceConfig, begin_log: impl FnOnce()) -> ExitCode {
     }
 }
 
-fn run(config: DeviceConfig, begin_log: impl FnOnce(), ready: impl FnOnce()) -> Result<(), String> {
+fn run(
+    config: DeviceConfig,
+    file: Option<Box<ConfigFile>>,
+    begin_log: impl FnOnce(),
+    ready: impl FnOnce(),
+) -> Result<(), String> {
     begin_log();
     if config.plaintext {
         tracing::warn!("plaintext mode: packets are neither encrypted nor authenticated");
     }
-    worker::run(config, ready).map_err(|error| format!("{error:#}"))
+    worker::run(config, file, ready).map_err(|error| format!("{error:#}"))
 }
 
 /// Tells the parent. If it is gone, whoever started us has given up: then we end like on any SIGTERM.

@@ -192,6 +192,7 @@ fn interface_names_the_kernel_would_refuse_are_refused() {
     ] {
         let output = run(&["--plaintext", "--peer", "192.0.2.7:9", "--tun", name]);
         assert_refused(&output, 2, &["interface name", words]);
+        assert_refused(&run(&[name]), 2, &["interface name", words]);
     }
 }
 

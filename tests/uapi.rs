@@ -135,7 +135,7 @@ impl Device {
             for command in inbox {
                 match command {
                     Command::Peers(_) => unreachable!("nobody watches here"),
-                    Command::Get(reply) => drop(reply.send(owned.lock().unwrap().clone())),
+                    Command::Get(reply) => drop(reply.send(Box::new(owned.lock().unwrap().clone()))),
                     Command::Set(request, reply) => {
                         apply(&mut owned.lock().unwrap(), *request);
                         let _ = reply.send(Ok(()));
@@ -564,7 +564,7 @@ mod text {
                 return Err(TestCaseError::fail(set));
             };
             let mut same = many_peers(3);
-            apply(&mut same, request);
+            apply(&mut same, *request);
             prop_assert_eq!(DeviceState { private_key: state.private_key.clone(), ..same }, state);
         }
     }

@@ -9,7 +9,7 @@
 //! | typed | who configures |
 //! |---|---|
 //! | `--peer …` | the command line |
-//! | `--config wg0.conf` | the file ([`super::file`]) |
+//! | `--config wg0.conf` | the file ([`super::config_file`]) |
 //! | `NAME` | nobody yet; whoever started us will, over the configuration socket, as with `wireguard-go NAME` |
 
 use std::ffi::OsString;
@@ -25,12 +25,12 @@ use tracing::level_filters::LevelFilter;
 use super::config::{
     ConfigError, DeviceConfig, IoChoice, MTU_DEFAULT, Offloads, PinChoice, QUEUES, parse_fwmark,
 };
+use super::config_file::{ConfigFile, world_readable};
 use super::endpoint::{Listen, parse_address};
 use super::environment::WgEnvironment;
-use super::file;
-use super::name::{TUN_DEFAULT, check_name};
+use super::name::TUN_DEFAULT;
 use super::peer::{PeerConfig, PeerText};
-use super::secret::{self, CONFIG_FILE_BYTES_MAX, holds_key, quote};
+use super::secret::{self, holds_key, quote};
 use super::show::Show;
 use crate::proto::keys::KeyError;
 
@@ -41,6 +41,8 @@ pub enum Invocation {
     Run {
         /// The tunnel, already checked.
         config: Box<DeviceConfig>,
+        /// The file it comes from, to be read again on SIGHUP.
+        file: Option<Box<ConfigFile>>,
         /// Least severe level to log.
         log_level: LevelFilter,
         /// What the operator should know though the tunnel can run.
@@ -101,9 +103,16 @@ where
     }
     let environment = WgEnvironment::read(|name| std::env::var_os(name))?;
     let log_level = cli.args.log_level.map_or(environment.log_level, LowLevel::filter);
-    let mut warnings = Vec::new();
-    let config = Box::new(cli.args.config(core_count(), &environment, &mut warnings)?);
-    Ok(Invocation::Run { config, log_level, warnings })
+    let file = cli.args.file(core_count(), &environment)?;
+    let (config, warnings) = match &file {
+        Some(file) => file.read()?,
+        None => {
+            let mut warnings = Vec::new();
+            (cli.args.config(core_count(), &environment, &mut warnings)?, warnings)
+        }
+    };
+    let (config, file) = (Box::new(config), file.map(Box::new));
+    Ok(Invocation::Run { config, file, log_level, warnings })
 }
 
 /// clap repeats what it does not understand, which must not be a key.
@@ -130,7 +139,8 @@ interface has a worker thread of its own with its own io_uring and its own UDP s
 It needs root, or CAP_NET_ADMIN and read and write access to /dev/net/tun.
 
 With NAME it makes an interface of that name, leaves it down, and waits for `wg` and `wg-quick` to configure it. \
-WG_TUN_FD, WG_UAPI_FD, WG_PROCESS_FOREGROUND and LOG_LEVEL in the environment mean what they mean to wireguard-go.";
+WG_TUN_FD, WG_UAPI_FD, WG_PROCESS_FOREGROUND and LOG_LEVEL in the environment mean what they mean to wireguard-go. \
+NOTIFY_SOCKET, in the foreground, is told when the tunnel is up, as systemd wants it of Type=notify.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -247,6 +257,9 @@ struct LowArgs {
     ///
     /// wg0.conf gives the interface the name wg0 unless --tun gives another. DNS, PreUp, PostUp, PreDown, PostDown and
     /// SaveConfig are ignored with a warning, wg-quick does them; so it is with default routes.
+    ///
+    /// On SIGHUP the file is read again: keys, port, mark, peers and their routes follow it, sessions of peers whose keys
+    /// stay live on. A file with a mistake changes nothing.
     #[arg(long, env = "URINGVPN_CONFIG", hide_env_values = true, value_name = "FILE")]
     #[arg(conflicts_with_all = ["peer", "private_key", "address", "listen", "fwmark", "mtu"], help_heading = "Tunnel")]
     config: Option<PathBuf>,
@@ -405,7 +418,17 @@ impl LowLevel {
 }
 
 impl LowArgs {
-    /// What was meant, checked; `queues` is used if none were asked for.
+    /// The file of `--config`.
+    fn file(&self, queues: usize, environment: &WgEnvironment) -> Result<Option<ConfigFile>, ConfigError> {
+        let Some(path) = self.config.as_ref().filter(|_| self.name.is_none()) else { return Ok(None) };
+        let how = self.how_to_run(queues, environment)?;
+        if self.plaintext {
+            return Err(ConfigError::Excluding("--config", "--plaintext"));
+        }
+        Ok(Some(ConfigFile::new(path, how, self.tun.clone())))
+    }
+
+    /// What was meant without a file, checked; `queues` is used if none were asked for.
     fn config(
         &self,
         queues: usize,
@@ -413,10 +436,9 @@ impl LowArgs {
         warnings: &mut Vec<String>,
     ) -> Result<DeviceConfig, ConfigError> {
         let how = self.how_to_run(queues, environment)?;
-        match (&self.name, &self.config) {
-            (Some(name), _) => self.for_name(name, how),
-            (None, Some(path)) => self.for_file(path, how, warnings),
-            (None, None) => self.for_options(how, warnings),
+        match &self.name {
+            Some(name) => self.for_name(name, how),
+            None => self.for_options(how, warnings),
         }
     }
 
@@ -474,41 +496,6 @@ impl LowArgs {
         }
         let listen = Listen { address: None, port: 0 };
         DeviceConfig { tun: name.to_owned(), set_up: false, routes: false, listen, ..how }.check()
-    }
-
-    /// `--config FILE`: as wg and wg-quick mean it.
-    fn for_file(
-        &self,
-        path: &Path,
-        how: DeviceConfig,
-        warnings: &mut Vec<String>,
-    ) -> Result<DeviceConfig, ConfigError> {
-        if self.plaintext {
-            return Err(ConfigError::Excluding("--config", "--plaintext"));
-        }
-        let read = secret::read(path, "--config", CONFIG_FILE_BYTES_MAX)?;
-        let shown = path.display().to_string();
-        let file = file::parse(&shown, &read.bytes)?;
-        warnings.extend(read.world_readable.then(|| world_readable(path)));
-        warnings.extend(file.warnings);
-        let config = DeviceConfig {
-            tun: self
-                .tun
-                .clone()
-                .or_else(|| interface_of(path))
-                .ok_or_else(|| ConfigError::NameOfFile { path: path.to_owned() })?,
-            addresses: file.addresses,
-            listen: Listen { address: None, port: file.listen_port.unwrap_or(0) },
-            private_key: file.private_key,
-            fwmark: file.fwmark.unwrap_or(0),
-            mtu: file.mtu.unwrap_or(how.mtu),
-            routes: how.routes && !file.table_off,
-            peers: file.peers,
-            ..how
-        };
-        let config = config.check()?;
-        warnings.extend(unserved(&shown, &config));
-        Ok(config)
     }
 
     /// The tunnel that the options describe.
@@ -569,37 +556,6 @@ where
     let (key, readable) = secret::read_key(path, option)?;
     warnings.extend(readable.then(|| world_readable(path)));
     Ok(key)
-}
-
-fn world_readable(path: &Path) -> String {
-    let path = path.display();
-    format!("{path}: others on this machine can read or change the key in it; `chmod 600 {path}`")
-}
-
-/// `wg0` for `/etc/wireguard/wg0.conf`.
-fn interface_of(path: &Path) -> Option<String> {
-    let name = path.file_name()?.to_str()?.strip_suffix(".conf")?;
-    check_name(name).is_ok().then(|| name.to_owned())
-}
-
-/// What a reader of the file `file` could expect of `config`, and is not so.
-fn unserved(file: &str, config: &DeviceConfig) -> Vec<String> {
-    let mut warnings = Vec::new();
-    let prefixes = || config.peers.iter().flat_map(|peer| &peer.allowed_ips);
-    if config.routes
-        && let Some(default) = prefixes().find(|prefix| prefix.prefix_len() == 0)
-    {
-        warnings.push(format!(
-            "{file}: no route for {default} is added, it would catch the tunnel's own datagrams; wg-quick knows a way: \
-             WG_QUICK_USERSPACE_IMPLEMENTATION=uringvpn wg-quick up {file}"
-        ));
-    }
-    for peer in config.peers.iter().filter(|peer| peer.allowed_ips.is_empty()) {
-        warnings.push(format!(
-            "{file}: peer {peer} has no AllowedIPs: nothing is sent to it or accepted from it"
-        ));
-    }
-    warnings
 }
 
 /// The words of a list option: an environment variable holds the whole list in one value.

@@ -22,10 +22,10 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
-use super::config::{MTU, parse_fwmark};
+use super::config::{MTU, MTU_IPV6_MIN, parse_fwmark};
 use super::endpoint::{parse_address, parse_digits, parse_prefix};
 use super::peer::{PeerConfig, truncate_prefixes};
-use super::secret::quote;
+use super::secret::{push, quote};
 use crate::proto::keys::{PresharedKey, PrivateKey, PublicKey};
 
 /// What a configuration file says.
@@ -125,6 +125,25 @@ pub enum FileProblem {
         "this PublicKey is that of the [Peer] in line {0} too; make them one peer with the AllowedIPs of both"
     )]
     SecondPeer(usize),
+    /// A peer with the key of the tunnel itself.
+    #[error("this PublicKey belongs to the PrivateKey in [Interface]; it must be that of the other end")]
+    OwnKey,
+    /// Two peers with one allowed IP.
+    #[error("AllowedIPs: {prefix} is given to the [Peer] in line {line} too; leave it with one of them")]
+    SharedAllowedIp {
+        /// The prefix.
+        prefix: IpNet,
+        /// Where the other peer starts.
+        line: usize,
+    },
+    /// An MTU on which the kernel switches IPv6 off.
+    #[error("MTU: {mtu} is too small for {address}; IPv6 needs at least {MTU_IPV6_MIN}")]
+    MtuForIpv6 {
+        /// In bytes.
+        mtu: u16,
+        /// The first IPv6 address.
+        address: IpNet,
+    },
     /// `name =` and nothing.
     #[error("{0} has no value")]
     NoValue(&'static str),
@@ -188,6 +207,9 @@ pub fn parse(file: &str, content: &[u8]) -> Result<FileConfig, FileError> {
     Ok(config)
 }
 
+/// Line and column.
+type Place = (usize, usize);
+
 /// A problem and its place.
 #[derive(Debug)]
 struct Located {
@@ -224,11 +246,16 @@ struct Line<'a> {
 }
 
 impl Line<'_> {
-    /// The problem, at `part`, which is a piece of this line.
-    fn error(&self, part: &str, problem: FileProblem) -> Located {
+    /// Where `part` is, which is a piece of this line.
+    fn place(&self, part: &str) -> Place {
         let offset = (part.as_ptr() as usize).saturating_sub(self.text.as_ptr() as usize);
-        let column = self.text.get(..offset).map_or(1, |before| before.chars().count() + 1);
-        Located { line: self.number, column, problem }
+        (self.number, self.text.get(..offset).map_or(1, |before| before.chars().count() + 1))
+    }
+
+    /// The problem, at `part`.
+    fn error(&self, part: &str, problem: FileProblem) -> Located {
+        let (line, column) = self.place(part);
+        Located { line, column, problem }
     }
 
     fn value_error(&self, part: &str, name: &'static str, wanted: impl Into<String>) -> Located {
@@ -255,8 +282,11 @@ struct Reader {
     interface_line: usize,
     /// Settings of the current section, and their lines.
     given: HashMap<&'static str, usize>,
-    /// Public keys, and the lines in which their [Peer]s start.
-    peers: HashMap<PublicKey, usize>,
+    /// Public keys, the lines in which their [Peer]s start, and where they stand themselves.
+    peers: HashMap<PublicKey, (usize, Place)>,
+    /// Allowed IPs, and the lines in which their [Peer]s start.
+    allowed_ips: HashMap<IpNet, usize>,
+    mtu_place: Place,
 }
 
 impl Reader {
@@ -302,7 +332,7 @@ impl Reader {
         self.section_line = line.number;
         if text.eq_ignore_ascii_case("[Peer]") {
             self.section = Section::Peer;
-            self.config.peers.push(PeerConfig::default());
+            push(&mut self.config.peers, PeerConfig::default());
             return Ok(());
         }
         if !text.eq_ignore_ascii_case("[Interface]") {
@@ -326,11 +356,23 @@ impl Reader {
 
     fn end(&self) -> Result<(), Located> {
         self.end_peer()?;
-        let at = |line, problem| Err(Located { line, column: 1, problem });
-        match self.config.private_key {
-            _ if self.interface_line == 0 => at(1, FileProblem::NoInterface),
-            None => at(self.interface_line, FileProblem::NoPrivateKey),
-            Some(_) => Ok(()),
+        let at = |(line, column), problem| Err(Located { line, column, problem });
+        if self.interface_line == 0 {
+            return at((1, 1), FileProblem::NoInterface);
+        }
+        let Some(private_key) = &self.config.private_key else {
+            return at((self.interface_line, 1), FileProblem::NoPrivateKey);
+        };
+        let ours = private_key.public_key();
+        if let Some((_, place)) = self.peers.get(&ours) {
+            return at(*place, FileProblem::OwnKey);
+        }
+        let mut addresses = self.config.addresses.iter();
+        match (self.config.mtu, addresses.find(|address| address.addr().is_ipv6())) {
+            (Some(mtu), Some(&address)) if mtu < MTU_IPV6_MIN => {
+                at(self.mtu_place, FileProblem::MtuForIpv6 { mtu, address })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -356,6 +398,7 @@ impl Reader {
                 let wanted = || format!("a number of bytes from {} to {}, for example 1420", MTU.start(), MTU.end());
                 let mtu = parse_digits(value).filter(|mtu| MTU.contains(mtu));
                 config.mtu = Some(mtu.ok_or_else(|| line.value_error(value, name, wanted()))?);
+                self.mtu_place = line.place(value);
             }
             "Table" if value.eq_ignore_ascii_case("off") => config.table_off = true,
             "Table" if value.eq_ignore_ascii_case("auto") => {}
@@ -379,7 +422,8 @@ impl Reader {
         match name {
             "PublicKey" => {
                 let public_key: PublicKey = key(line, name, value)?;
-                if let Some(first) = self.peers.insert(public_key, self.section_line) {
+                let places = (self.section_line, line.place(value));
+                if let Some((first, _)) = self.peers.insert(public_key, places) {
                     return Err(line.error(value, FileProblem::SecondPeer(first)));
                 }
                 peer.public_key = Some(public_key);
@@ -392,6 +436,13 @@ impl Reader {
                 for item in items(value) {
                     let wanted = "an IP prefix, for example 10.9.0.0/24 or fd00::/64";
                     let prefix = parse_prefix(item).ok_or_else(|| line.value_error(item, name, wanted))?;
+                    let prefix = prefix.trunc();
+                    let here = self.section_line;
+                    let first = *self.allowed_ips.entry(prefix).or_insert(here);
+                    if first != here {
+                        let problem = FileProblem::SharedAllowedIp { prefix, line: first };
+                        return Err(line.error(item, problem));
+                    }
                     peer.allowed_ips.push(prefix);
                 }
             }
@@ -566,6 +617,20 @@ mod tests {
                 "vpn.example.org:51820: an IPv6 address stands in brackets",
             ),
             (peer, "Endpoint = h", 5, 12, "the port is missing"),
+            (
+                peer,
+                "AllowedIPs = 10.0.0.9/8\n[Peer]\nAllowedIPs = 1.1.1.1, 10.0.0.0/8",
+                7,
+                23,
+                "10.0.0.0/8 is given to the [Peer] in line 3 too",
+            ),
+            (
+                interface,
+                "MTU = 1279\nAddress = 10.0.0.1, fd00::1/64",
+                3,
+                7,
+                "MTU: 1279 is too small for fd00::1/64",
+            ),
             (peer, "PersistentKeepalive = 65536", 5, 23, "seconds from 1 to 65535"),
             (peer, "PresharedKey = x", 5, 16, "44 characters"),
         ] {
@@ -573,6 +638,15 @@ mod tests {
             assert_eq!((at_line, at_column), (line, column), "{rest:?}: {message}");
             assert!(message.contains(words), "{rest:?}: {message}");
         }
+    }
+
+    #[test]
+    fn our_own_key_as_a_peer_is_found_wherever_it_stands() {
+        let ours = PRIVATE.parse::<PrivateKey>().unwrap().public_key();
+        let text = format!("[Peer]\nPublicKey = {ours}\n[Interface]\nPrivateKey = {PRIVATE}");
+        let (line, column, message) = mistake(&text);
+        assert_eq!((line, column), (2, 13), "{message}");
+        assert!(message.contains("must be that of the other end"), "{message}");
     }
 
     #[test]

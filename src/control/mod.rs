@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod config;
 pub mod config_error;
+pub mod config_file;
 pub mod endpoint;
 pub mod environment;
 pub mod file;

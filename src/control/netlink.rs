@@ -242,23 +242,24 @@ impl Netlink {
     /// [`NetlinkError::Exists`] if there is a route to this prefix with the same metric, through whatever interface;
     /// [`NetlinkError::Refused`]: EPERM, ENODEV, ENETDOWN.
     pub fn add_route(&mut self, index: u32, destination: IpNet) -> Result<(), NetlinkError> {
-        let destination = destination.trunc();
-        let mut message = RouteMessage::default();
-        message.header.address_family = family(destination);
-        message.header.destination_prefix_length = destination.prefix_len();
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
-        message.header.protocol = RouteProtocol::Boot;
-        message.header.scope = RouteScope::Link;
-        message.header.kind = RouteType::Unicast;
-        message.attributes = vec![
-            RouteAttribute::Destination(RouteAddress::from(destination.addr())),
-            RouteAttribute::Oif(index),
-        ];
         self.change(
-            RouteNetlinkMessage::NewRoute(message),
+            RouteNetlinkMessage::NewRoute(route(index, destination)),
             NLM_F_CREATE | NLM_F_EXCL,
             || format!("route {destination} through link {index}"),
             "add",
+        )
+    }
+
+    /// Removes a route that [`Netlink::add_route`] added.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Refused`]: EPERM, ESRCH if there is none.
+    pub fn remove_route(&mut self, index: u32, destination: IpNet) -> Result<(), NetlinkError> {
+        self.change(
+            RouteNetlinkMessage::DelRoute(route(index, destination)),
+            0,
+            || format!("route {destination} through link {index}"),
+            "remove",
         )
     }
 
@@ -380,6 +381,21 @@ fn failed(call: &'static str) -> impl Fn(io::Error) -> NetlinkError {
         call,
         errno: Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)),
     }
+}
+
+/// A route through the interface without gateway, in the main table.
+fn route(index: u32, destination: IpNet) -> RouteMessage {
+    let destination = destination.trunc();
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(destination);
+    message.header.destination_prefix_length = destination.prefix_len();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Boot;
+    message.header.scope = RouteScope::Link;
+    message.header.kind = RouteType::Unicast;
+    message.attributes =
+        vec![RouteAttribute::Destination(RouteAddress::from(destination.addr())), RouteAttribute::Oif(index)];
+    message
 }
 
 fn family(net: IpNet) -> AddressFamily {

@@ -20,7 +20,7 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{FileStat, SFlag, fstat};
 use nix::unistd::isatty;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::shorten;
 use crate::io::clock;
@@ -202,7 +202,18 @@ fn read_from(fd: BorrowedFd, path: &Path, bytes_max: usize, stdin: bool) -> Resu
     Ok(Secret { bytes, world_readable: file && status.st_mode & 0o007 != 0 })
 }
 
-/// A vector that grows by itself would leave copies behind that nobody wipes.
+/// Adds to a list of things with keys in them. A vector that grows by itself would leave copies behind that nobody wipes.
+pub fn push<T>(list: &mut Vec<T>, item: T) {
+    if list.len() == list.capacity() {
+        let mut larger = Vec::with_capacity(2 * list.len().max(4));
+        larger.append(list);
+        list.spare_capacity_mut().zeroize();
+        *list = larger;
+    }
+    list.push(item);
+}
+
+/// As [`push`], for bytes.
 fn append(bytes: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
     if bytes.capacity() - bytes.len() < chunk.len() {
         let mut larger = Zeroizing::new(Vec::with_capacity(2 * bytes.capacity() + chunk.len()));

@@ -18,6 +18,7 @@ use nix::errno::Errno;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::endpoint::parse_digits;
+use super::secret::push;
 use crate::proto::keys::{PresharedKey, PrivateKey, PublicKey};
 use crate::time::WallTime;
 
@@ -48,8 +49,8 @@ impl Default for RequestLimits {
 pub enum Request {
     /// The device's state; answered by [`emit`].
     Get,
-    /// Changes; answered by an errno alone.
-    Set(SetRequest),
+    /// Changes; answered by an errno alone. In one place until it is wiped.
+    Set(Box<SetRequest>),
 }
 
 /// Changes of a device, to be applied in the order of the fields.
@@ -204,7 +205,7 @@ enum Progress {
     #[default]
     Start,
     Get,
-    Set(SetRequest),
+    Set(Box<SetRequest>),
     Failed(RequestError),
 }
 
@@ -310,7 +311,7 @@ impl RequestParser {
             Progress::Start => {
                 self.progress = match (key, value) {
                     ("get", "1") => Progress::Get,
-                    ("set", "1") => Progress::Set(SetRequest::default()),
+                    ("set", "1") => Progress::Set(Box::default()),
                     _ => return Err(RequestProblem::Operation),
                 };
                 Ok(())
@@ -321,7 +322,7 @@ impl RequestParser {
                     return Err(RequestProblem::TooMany("public_key"));
                 }
                 let key = PublicKey::from_hex(value).map_err(|_| RequestProblem::Value("public_key"))?;
-                request.peers.push(PeerChange::new(key));
+                push(&mut request.peers, PeerChange::new(key));
                 Ok(())
             }
             Progress::Set(request) => match request.peers.last_mut() {

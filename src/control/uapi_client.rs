@@ -178,7 +178,7 @@ impl Client {
     fn answer(&self, request: Result<Request, RequestError>) -> io::Result<()> {
         let mut out = Outgoing { client: self, text: Zeroizing::new(Vec::with_capacity(BUFFER_BYTES)) };
         match request {
-            Ok(Request::Get) => emit(&self.ask(Command::Get)?, &mut out)?,
+            Ok(Request::Get) => emit(&*self.ask(Command::Get)?, &mut out)?,
             Ok(Request::Set(request)) => emit_errno(self.set(request)?, &mut out)?,
             Err(error) => {
                 tracing::info!("a configuration request was refused: {error}");
@@ -192,8 +192,8 @@ impl Client {
         out.flush()
     }
 
-    fn set(&self, request: SetRequest) -> io::Result<Result<(), Errno>> {
-        self.ask(|reply| Command::Set(Box::new(request), reply))
+    fn set(&self, request: Box<SetRequest>) -> io::Result<Result<(), Errno>> {
+        self.ask(|reply| Command::Set(request, reply))
     }
 
     /// Asks the device's owner. Takes as long as the owner does, but ends with the client.

@@ -53,8 +53,8 @@ const ACCEPT_PAUSE_MS: u16 = 100;
 /// the channel has room for it, and an error means that the client is gone.
 #[derive(Debug)]
 pub enum Command {
-    /// All about the device.
-    Get(Sender<DeviceState>),
+    /// All about the device. Boxed: of what a channel carries, a copy stays in its memory, and keys must not.
+    Get(Sender<Box<DeviceState>>),
     /// Apply all of it, in order, or say why not.
     Set(Box<SetRequest>, Sender<Result<(), Errno>>),
     /// What may be shown of the peers.

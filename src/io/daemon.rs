@@ -17,7 +17,10 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -60,14 +63,15 @@ pub struct Daemon {
 /// Splits off a child in a session of its own and, in the parent, waits for its message.
 ///
 /// To be called before the first thread is started. The child's working directory changes only in [`Daemon::ready`],
-/// relative file names work until then.
+/// relative file names work until then. Of the descriptors that whoever started us left open, the child keeps the standard
+/// streams and those `handed_in`: others would wait for the end of a pipe that we hold, or miss their disk.
 ///
 /// # Errors
 /// Whatever pipe or fork report: no more descriptors or processes. Nothing has happened then.
 ///
 /// # Panics
 /// If there is a second thread: its locks would be held for ever in the child.
-pub fn detach() -> io::Result<Detached> {
+pub fn detach(handed_in: &[RawFd]) -> io::Result<Detached> {
     if let Ok(threads) = std::fs::read_dir("/proc/self/task") {
         let count = threads.count();
         assert!(count <= 1, "detach: {count} threads run already, fork would lose all but one");
@@ -83,10 +87,45 @@ pub fn detach() -> io::Result<Detached> {
         }
         ForkResult::Child => {
             drop(from_child);
+            close_all_but(handed_in, to_parent.as_raw_fd());
             // Fails only for a process group leader, which a fresh child is not.
             let _ = setsid();
             Ok(Detached::Child(Daemon { to_parent: File::from(to_parent) }))
         }
+    }
+}
+
+/// Closes every descriptor above the standard streams but these. One that is still in use here must not exist.
+fn close_all_but(handed_in: &[RawFd], pipe: RawFd) {
+    let mut keep: Vec<_> = handed_in.iter().copied().chain([pipe, libc::STDERR_FILENO]).collect();
+    keep.sort_unstable();
+    keep.push(RawFd::MAX);
+    for pair in keep.windows(2) {
+        let (first, last) = (pair[0].saturating_add(1), pair[1].saturating_sub(1));
+        if first <= last {
+            // SAFETY: plain numbers; nobody in this process owns one of these descriptors, as this is called before
+            // anything is opened. Linux before 5.9 does not know the call: then they stay open, which is harmless to us.
+            unsafe { libc::syscall(libc::SYS_close_range, first as u32, last as u32, 0) };
+        }
+    }
+}
+
+/// Tells systemd that the tunnel is up, if it asked to be told.
+///
+/// Source: sd_notify(3): a datagram to the socket in NOTIFY_SOCKET, `@` standing for the zero byte of an abstract name.
+pub fn notify_started() {
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let address = match name.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(&name),
+    };
+    let sent = address.and_then(|address| {
+        let socket = UnixDatagram::unbound()?;
+        socket.set_nonblocking(true)?;
+        socket.send_to_addr(b"READY=1", &address)
+    });
+    if let Err(error) = sent {
+        tracing::warn!("NOTIFY_SOCKET: cannot tell that the tunnel is up: {error}");
     }
 }
 

@@ -30,7 +30,8 @@ const BEGIN_DISTANCE: Span = Span::from_nanos(200_000);
 /// The protocol side of one interface. See the module.
 pub struct Device {
     pub(super) shared: Shared,
-    pub(super) peers: Slab<Peer>,
+    /// Boxed: a slab that grows would leave copies of keys behind that nobody wipes.
+    pub(super) peers: Slab<Box<Peer>>,
     by_key: BTreeMap<PublicKey, PeerIndex>,
     /// Each peer that has a timer running, by the one that fires first.
     timers: BTreeSet<(Time, PeerIndex)>,
@@ -112,7 +113,7 @@ impl Device {
         }
         let entry = self.peers.vacant_entry();
         let index = PeerIndex::try_from(entry.key()).expect("memory holds fewer than 2^32 peers");
-        let peer = entry.insert(Peer::new(index, key));
+        let peer = entry.insert(Box::new(Peer::new(index, key)));
         let activity = Arc::clone(&peer.activity);
         self.shared.updates.push_back(Update::PeerAdded { peer: index, activity });
         self.by_key.insert(key, index);
@@ -150,10 +151,13 @@ impl Device {
     }
 
     /// Sends the peer a keepalive after every `seconds` in which nothing passed, 0 for never; the first at once if there
-    /// were none until now.
+    /// were none until now. Saying the same again changes nothing.
     pub fn set_keepalive(&mut self, peer: PeerIndex, seconds: u16, now: Time, wall: WallTime) {
         self.with_peer(peer, |peer, shared| {
-            let begins = peer.keepalive == 0 && seconds > 0;
+            if peer.keepalive == seconds {
+                return;
+            }
+            let begins = peer.keepalive == 0;
             peer.keepalive = seconds;
             if shared.up && begins {
                 peer.start_persistent(shared, Moment { now, wall });
@@ -197,7 +201,7 @@ impl Device {
 
     /// What is known of a peer.
     pub fn peer(&self, peer: PeerIndex) -> Option<PeerStatus<'_>> {
-        self.peers.get(peer as usize).map(Peer::status)
+        self.peers.get(peer as usize).map(|peer| peer.status())
     }
 
     /// A worker has left news in the peer's activity.

@@ -24,9 +24,10 @@ pub enum KeyError {
     Hex,
 }
 
-/// The static private key of a device (X25519), clamped.
-#[derive(Clone, Zeroize, ZeroizeOnDrop)]
-pub struct PrivateKey([u8; KEY_BYTES]);
+/// The static private key of a device (X25519), clamped. Boxed: one that is moved would leave copies behind that nobody
+/// wipes.
+#[derive(Clone)]
+pub struct PrivateKey(Box<[u8; KEY_BYTES]>);
 
 /// A static public key: the name of a device or peer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,7 +43,7 @@ impl PrivateKey {
     pub fn from_bytes(mut bytes: [u8; KEY_BYTES]) -> PrivateKey {
         bytes[0] &= 248;
         bytes[31] = (bytes[31] & 127) | 64;
-        let key = PrivateKey(bytes);
+        let key = PrivateKey(Box::new(bytes));
         bytes.zeroize();
         key
     }
@@ -113,12 +114,12 @@ macro_rules! text_forms {
 
             /// 64 lower-case hexadecimal digits.
             pub fn to_hex(&self) -> String {
-                base16ct::lower::encode_string(&self.0)
+                base16ct::lower::encode_string(&self.0[..])
             }
 
             /// 44 characters of base64.
             pub fn to_base64(&self) -> String {
-                Base64::encode_string(&self.0)
+                Base64::encode_string(&self.0[..])
             }
         }
 
@@ -143,9 +144,17 @@ text_forms!(PresharedKey, PresharedKey);
 
 impl PartialEq for PrivateKey {
     fn eq(&self, other: &PrivateKey) -> bool {
-        self.0.ct_eq(&other.0).into()
+        self.0[..].ct_eq(&other.0[..]).into()
     }
 }
+
+impl Drop for PrivateKey {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl ZeroizeOnDrop for PrivateKey {}
 
 impl Eq for PrivateKey {}
 

@@ -9,11 +9,13 @@ use std::thread::JoinHandle;
 use anyhow::{Context, anyhow, bail};
 use core_affinity::CoreId;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use nix::errno::Errno;
 
 use super::data::{DataWorker, End, Flags, Parts};
 use super::device::Device;
 use super::handoff::{self, Inbox};
 use super::protocol::{Notice, Protocol, Sources};
+use super::reload::Followed;
 use super::start;
 use crate::control::config::{CORES_TO_PIN, DeviceConfig, IoChoice, PinChoice};
 use crate::control::logging;
@@ -249,6 +251,18 @@ impl Crew {
             // Fails only when it has ended, and that is noticed elsewhere.
             let _ = protocol.notices.send(Notice::Link { up, mtu });
         }
+    }
+
+    /// Makes the tunnel become what `config` says, wholly or not at all.
+    ///
+    /// # Errors
+    /// The kernel's, for the port or the mark; EAGAIN if there is no thread for host names.
+    pub fn follow(&self, config: DeviceConfig) -> Followed {
+        let Some(protocol) = &self.protocol else { return Err(Errno::EOPNOTSUPP) };
+        let (reply, answer) = bounded(1);
+        let _ = protocol.notices.send(Notice::Follow(Box::new(config), reply));
+        // Nobody answers when the thread has ended, and that is noticed elsewhere.
+        answer.recv().unwrap_or(Err(Errno::ESRCH))
     }
 
     /// Stops and joins all threads; the stats thread last, so that its numbers are final.

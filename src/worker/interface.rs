@@ -1,11 +1,13 @@
 //! The TUN interface as others see it: MTU, addresses, routes.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use anyhow::Context;
 use ipnet::IpNet;
+use nix::errno::Errno;
 
 use crate::control::config::DeviceConfig;
 use crate::control::netlink::{Netlink, NetlinkError};
@@ -29,6 +31,8 @@ pub struct Interface {
     /// A queue of it, to ask where it is.
     pub queue: Arc<OwnedFd>,
     created: bool,
+    /// Opened by whoever started us, perhaps with more rights than ours.
+    handed_in: bool,
     mtu: u16,
     /// Whether to set it up; otherwise somebody else does, and gives it addresses and routes.
     set_up: bool,
@@ -52,19 +56,16 @@ impl Interface {
                 );
             }
         }
-        // The kernel routes the interface's own networks by itself.
-        let connected = |prefix: &IpNet| config.addresses.iter().any(|address| address.trunc() == *prefix);
-        let wanted = config.route_prefixes().filter(|prefix| config.routes && !connected(prefix));
-        let routes = wanted.filter(|prefix| may_be_routed(*prefix, endpoints, &tun.name)).collect();
         Ok(Interface {
             name: tun.name.clone(),
             index: tun.index,
             queue: Arc::new(queue),
             created: tun.created,
+            handed_in: config.tun_fd.is_some(),
             mtu: config.mtu,
             set_up: config.set_up,
             addresses: config.addresses.clone(),
-            routes,
+            routes: routes(config, endpoints, &tun.name),
         })
     }
 
@@ -75,9 +76,12 @@ impl Interface {
     pub fn configure(&self) -> anyhow::Result<()> {
         let Interface { name, index, mtu, created, .. } = self;
         let mut netlink = Netlink::connect()?;
-        netlink
-            .set_mtu(*index, (*mtu).into())
-            .with_context(|| format!("cannot set the MTU of {name} to {mtu}"))?;
+        match netlink.set_mtu(*index, (*mtu).into()) {
+            Err(NetlinkError::Refused { errno: Errno::EPERM, .. }) if self.handed_in => {
+                tracing::info!("{name} keeps the MTU it was handed in with");
+            }
+            other => other.with_context(|| format!("cannot set the MTU of {name} to {mtu}"))?,
+        }
         if *created {
             netlink.set_txqueuelen(*index, TXQUEUELEN)?;
         }
@@ -107,6 +111,26 @@ impl Interface {
         self.add_routes(&mut netlink)
     }
 
+    /// Routes what `config` wants routed, and nothing else any more; with `now` at once, else with [`Interface::restore`].
+    ///
+    /// # Errors
+    /// As [`Interface::configure`].
+    pub fn reroute(&mut self, config: &DeviceConfig, now: bool) -> anyhow::Result<()> {
+        let literal = config.peers.iter().filter_map(|peer| peer.endpoint.as_ref()?.address());
+        let wanted = routes(config, &literal.collect::<Vec<_>>(), &self.name);
+        let before = std::mem::replace(&mut self.routes, wanted);
+        if !now {
+            return Ok(());
+        }
+        let mut netlink = Netlink::connect()?;
+        let (old, new): (HashSet<_>, HashSet<_>) = (before.iter().collect(), self.routes.iter().collect());
+        for prefix in old.difference(&new) {
+            // One that somebody has removed already is gone as well.
+            let _ = netlink.remove_route(self.index, **prefix);
+        }
+        self.add_these_routes(&mut netlink, new.difference(&old).copied())
+    }
+
     fn add_addresses(&self, netlink: &mut Netlink) -> anyhow::Result<()> {
         for address in &self.addresses {
             match netlink.add_address(self.index, *address) {
@@ -119,7 +143,15 @@ impl Interface {
     }
 
     fn add_routes(&self, netlink: &mut Netlink) -> anyhow::Result<()> {
-        for prefix in &self.routes {
+        self.add_these_routes(netlink, self.routes.iter())
+    }
+
+    fn add_these_routes<'a>(
+        &self,
+        netlink: &mut Netlink,
+        prefixes: impl Iterator<Item = &'a IpNet>,
+    ) -> anyhow::Result<()> {
+        for prefix in prefixes {
             match netlink.add_route(self.index, *prefix) {
                 Err(NetlinkError::Exists { .. }) => tracing::warn!(
                     "{prefix} is not routed to {}: there is a route to it already (`ip route show {prefix}`)",
@@ -130,6 +162,14 @@ impl Interface {
         }
         Ok(())
     }
+}
+
+/// What to route to the interface. Says which allowed IPs cannot be routed.
+fn routes(config: &DeviceConfig, endpoints: &[SocketAddr], name: &str) -> Vec<IpNet> {
+    // The kernel routes the interface's own networks by itself.
+    let connected = |prefix: &IpNet| config.addresses.iter().any(|address| address.trunc() == *prefix);
+    let wanted = config.route_prefixes().filter(|prefix| config.routes && !connected(prefix));
+    wanted.filter(|prefix| may_be_routed(*prefix, endpoints, name)).collect()
 }
 
 /// A route that catches a peer's own endpoint would lead the tunnel's datagrams back into it.

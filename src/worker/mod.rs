@@ -16,9 +16,11 @@ pub mod device;
 pub mod exchange;
 pub mod handoff;
 pub mod interface;
+pub mod names;
 pub mod outer;
 pub mod protocol;
 pub mod refusals;
+pub mod reload;
 pub mod stage;
 mod start;
 pub mod supervisor;
@@ -30,34 +32,41 @@ use std::path::Path;
 use anyhow::Context;
 
 use self::crew::Crew;
+use self::reload::Reload;
 use crate::control::config::DeviceConfig;
+use crate::control::config_file::ConfigFile;
 use crate::control::observer::{self, Observer, Sources};
 use crate::control::uapi_socket::{self, Listener, Server, UapiSocketError};
 use crate::io::descriptor;
 use crate::io::wake::Waker;
 
-/// Runs a tunnel until a signal or the end of its interface; calls `ready` once packets can flow.
+/// Runs a tunnel until a signal or the end of its interface; calls `ready` once packets can flow. `file` is where `config`
+/// comes from, to be read again on SIGHUP.
 ///
 /// # Errors
 /// What the operator can help: devices, addresses, names. Also a worker that failed: then all stop.
-pub fn run(config: DeviceConfig, ready: impl FnOnce()) -> anyhow::Result<()> {
+pub fn run(config: DeviceConfig, file: Option<Box<ConfigFile>>, ready: impl FnOnce()) -> anyhow::Result<()> {
     device::raise_limits();
     let device = device::open(&config)?;
-    let listener = configuration_socket(&config, &device.interface.name)?;
     let metrics = config.metrics.map(|address| {
         observer::listen_metrics(address).with_context(|| format!("cannot serve metrics at {address}"))
     });
     let metrics = metrics.transpose()?;
-    // Until here a signal ends us, also while a name is resolved. Before any thread exists, so that all inherit the mask.
+    // Until here a signal ends us, also while a name is resolved; the socket's file would stay. Before any thread exists, so
+    // that all inherit the mask.
     let signals = supervisor::block_signals().context("cannot take signals")?;
+    let listener = configuration_socket(&config, &device.interface.name)?;
     let unwanted = Waker::new().context("no doorbell for the configuration socket")?;
     let interface = device.interface.clone();
     let crew = crew::start(device, &config)?;
+    let reload = Reload::new(file, &config);
+    // Its keys are the protocol thread's now, who wipes those that are replaced.
+    drop(config);
     let server = serve(listener, &crew, &unwanted);
     let observer = observe(metrics, &interface.name, &crew);
     let ended = server.as_ref().err().is_none().then(|| {
         ready();
-        supervisor::watch(&interface, &signals, &unwanted, &crew)
+        supervisor::watch(interface, &signals, &unwanted, &crew, &reload)
     });
     let served = server.map(|server| server.into_iter().for_each(Server::stop));
     drop(observer);

@@ -42,11 +42,24 @@ impl Outer {
         &self.mailer
     }
 
-    /// Marks everything sent from now on.
+    /// Goes to another port, 0 for any that is free, and to another mark; `None` for what stays. Returns each worker's
+    /// sockets on the new port, and keeps nothing of the old ones; none if the port stays.
     ///
     /// # Errors
-    /// EPERM without CAP_NET_ADMIN; sockets marked before are marked back.
-    pub fn set_mark(&mut self, fwmark: u32) -> Result<(), Errno> {
+    /// EADDRINUSE and the like, EPERM for a mark without CAP_NET_ADMIN; then all stays as it was.
+    pub fn change(&mut self, port: Option<u16>, fwmark: Option<u32>) -> Result<Vec<WorkerSockets>, Errno> {
+        let fwmark = fwmark.unwrap_or(self.request.fwmark);
+        match port.filter(|port| *port != self.port) {
+            Some(port) => self.listen_on(port, fwmark),
+            None => self.set_mark(fwmark).map(|()| Vec::new()),
+        }
+    }
+
+    fn set_mark(&mut self, fwmark: u32) -> Result<(), Errno> {
+        // Even saying the same again takes a right that we may not have.
+        if fwmark == self.request.fwmark {
+            return Ok(());
+        }
         let all = |mark| self.sockets.iter().try_for_each(|sockets| sockets.set_mark(mark));
         if let Err(errno) = all(fwmark) {
             let _ = all(self.request.fwmark);
@@ -56,17 +69,9 @@ impl Outer {
         Ok(())
     }
 
-    /// Opens sockets on another port, 0 for any that is free. Returns each worker's, and keeps nothing of the old ones.
-    /// Nothing if the port is the one we have.
-    ///
-    /// # Errors
-    /// EADDRINUSE and the like; then all stays as it was.
-    pub fn listen_on(&mut self, port: u16) -> Result<Vec<WorkerSockets>, Errno> {
-        if port == self.port {
-            return Ok(Vec::new());
-        }
-        // Nobody who waits for an answer should wait for a port.
-        let request = UdpRequest { port, patience: Span::ZERO, ..self.request.clone() };
+    fn listen_on(&mut self, port: u16, fwmark: u32) -> Result<Vec<WorkerSockets>, Errno> {
+        // Who waits for a port is the caller's business: it has others to serve meanwhile.
+        let request = UdpRequest { port, fwmark, patience: Span::ZERO, ..self.request.clone() };
         let group = udp::open(&request).map_err(|error| {
             tracing::debug!("listen port {port}: {error}");
             errno(&error)
@@ -82,7 +87,9 @@ fn errno(error: &UdpError) -> Errno {
         UdpError::PortInUse { .. } => Errno::EADDRINUSE,
         UdpError::AddressNotHere { .. } => Errno::EADDRNOTAVAIL,
         UdpError::NotPermitted { .. } => Errno::EACCES,
-        UdpError::NoDescriptors { errno, .. } | UdpError::Call { errno, .. } => *errno,
+        UdpError::NoDescriptors { errno, .. }
+        | UdpError::Mark { errno, .. }
+        | UdpError::Call { errno, .. } => *errno,
         _ => Errno::EIO,
     }
 }

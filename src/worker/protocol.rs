@@ -4,31 +4,36 @@
 //! does that, and then says what follows from it: datagrams to the network, orders to the workers. What it does is in
 //! [`super::exchange`]; here are its sleep, its clock, its sockets and its operator.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, never, select};
+use crossbeam_channel::{Receiver, Sender, never, select};
 use nix::errno::Errno;
 
 use super::exchange::Exchange;
 use super::handoff::{Arrival, Inbox, Order, Orders};
+use super::names::Names;
 use super::outer::Outer;
+use super::reload::{self, Followed};
+use super::start;
 use super::tunnel::{Tunnel, gave_up};
-use crate::control::endpoint::HostPort;
-use crate::control::resolve::Resolver;
+use crate::control::config::DeviceConfig;
 use crate::control::uapi::SetRequest;
 use crate::control::uapi_socket::Command;
 use crate::dataplane::view::Change;
 use crate::io::clock;
+use crate::io::udp::BUSY_PATIENCE;
 use crate::proto::keys::PublicKey;
 use crate::proto::output::Transmit;
+use crate::time::{Span, Time};
 
 /// Arrivals taken in one go before anything else gets its turn.
 const ARRIVALS_AT_ONCE: usize = 64;
+/// How often a port that a request waits for is tried.
+const PORT_PAUSE: Span = Span::from_millis(20);
 
 /// What the supervisor tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Notice {
     /// The interface's state.
     Link {
@@ -37,6 +42,8 @@ pub enum Notice {
         /// Its MTU in bytes.
         mtu: u16,
     },
+    /// Become what this says, wholly or not at all.
+    Follow(Box<DeviceConfig>, Sender<Followed>),
     /// End.
     Stop,
 }
@@ -54,27 +61,12 @@ pub struct Sources {
     pub addresses: Receiver<(PublicKey, SocketAddr)>,
 }
 
-/// Peers whose endpoint is a host name.
-#[derive(Debug)]
-pub struct Names {
-    /// Looks addresses up; `None` if there are no names.
-    pub resolver: Option<Resolver>,
-    /// The names.
-    pub peers: HashMap<PublicKey, HostPort>,
-}
-
-impl Names {
-    /// A peer that does not answer may have moved to another address of the same name.
-    fn look_up_again(&self, change: &Change, tunnel: &Tunnel) {
-        let Some(status) = gave_up(change).and_then(|peer| tunnel.device.peer(peer)) else { return };
-        self.look_up(status.public_key);
-    }
-
-    fn look_up(&self, key: &PublicKey) {
-        if let (Some(resolver), Some(name)) = (&self.resolver, self.peers.get(key)) {
-            resolver.request(*key, name.clone());
-        }
-    }
+/// A request whose port is taken, perhaps only by what is left of a process that was killed.
+struct Waiting {
+    request: Box<SetRequest>,
+    reply: Sender<Result<(), Errno>>,
+    next_try: Time,
+    give_up: Time,
 }
 
 /// The protocol thread's own.
@@ -82,17 +74,18 @@ pub struct Protocol {
     exchange: Exchange,
     outer: Outer,
     names: Names,
+    /// One per client at most: clients wait for their answer.
+    waiting: Vec<Waiting>,
 }
 
 impl Protocol {
     /// Puts the parts together.
     pub fn new(tunnel: Tunnel, outer: Outer, workers: Vec<Orders>, names: Names) -> Protocol {
-        Protocol { exchange: Exchange::new(tunnel, workers), outer, names }
+        Protocol { exchange: Exchange::new(tunnel, workers), outer, names, waiting: Vec::new() }
     }
 
     /// Works until told to stop.
     pub fn run(mut self, sources: &Sources) {
-        self.names.peers.keys().for_each(|key| self.names.look_up(key));
         let Sources { inbox, commands, notices, addresses } = sources;
         // A channel whose other end has gone is always ready: it must leave the selection.
         let (mut commands, mut addresses) = (commands.clone(), addresses.clone());
@@ -112,36 +105,42 @@ impl Protocol {
                     Err(_) => commands = never(),
                 },
                 recv(addresses) -> found => match found {
-                    Ok((key, address)) => self.exchange.tunnel.set_endpoint(&key, address),
+                    Ok((key, address)) if self.names.counts(&key) => self.exchange.tunnel.set_endpoint(&key, address),
+                    Ok(_) => {}
                     Err(_) => addresses = never(),
                 },
                 recv(notices) -> notice => match notice {
                     Ok(Notice::Link { up, mtu }) => {
                         self.exchange.link_changed(up, mtu, clock::now(), clock::wall());
                     }
+                    Ok(Notice::Follow(config, reply)) => {
+                        let _ = reply.send(self.follow(&config));
+                    }
                     Ok(Notice::Stop) | Err(_) => return,
                 },
                 default(self.patience()) => {}
             }
+            self.try_again();
             if self.patience().is_zero() {
                 self.exchange.tunnel.device.handle_timeout(clock::now(), clock::wall());
             }
         }
     }
 
-    /// How long until a timer is due.
+    /// How long until a timer is due, or a port is to be tried again.
     fn patience(&self) -> Duration {
         // Without any timer it does not matter how often we look.
         const LONG: Duration = Duration::from_secs(3600);
-        let deadline = self.exchange.tunnel.device.poll_timeout();
-        deadline.map_or(LONG, |(at, _)| Duration::from_nanos(at.since(clock::now()).as_nanos()))
+        let timer = self.exchange.tunnel.device.poll_timeout().map(|(at, _)| at);
+        let deadline = self.waiting.iter().map(|waiting| waiting.next_try).chain(timer).min();
+        deadline.map_or(LONG, |at| Duration::from_nanos(at.since(clock::now()).as_nanos()))
     }
 
     /// Says what follows from what happened.
     fn speak(&mut self) {
-        let Protocol { exchange, outer, names } = self;
+        let Protocol { exchange, outer, names, .. } = self;
         exchange.speak(
-            |change, tunnel| names.look_up_again(change, tunnel),
+            |change, tunnel| look_up_again(names, change, tunnel),
             |Transmit { to, bytes, tos, .. }| {
                 if let Err(errno) = outer.mailer().send(bytes, *to, *tos) {
                     tracing::debug!("cannot send to {}: {errno}", to.remote);
@@ -171,37 +170,105 @@ impl Protocol {
                 let _ = reply.send(self.exchange.tunnel.watched_peers());
             }
             Command::Set(request, reply) => {
-                let _ = reply.send(self.set(*request));
+                let now = clock::now();
+                self.carry_out(Waiting { request, reply, next_try: now, give_up: now + BUSY_PATIENCE });
             }
         }
     }
 
-    /// Whole or not at all: what can fail comes first.
-    fn set(&mut self, request: SetRequest) -> Result<(), Errno> {
-        let former_mark = self.outer.fwmark();
-        if let Some(fwmark) = request.fwmark {
-            self.outer.set_mark(fwmark)?;
+    /// Sets now, or as soon as the port is free: nobody else waits for it.
+    fn carry_out(&mut self, mut waiting: Waiting) {
+        let result = self.set(&waiting.request);
+        let now = clock::now();
+        if result == Err(Errno::EADDRINUSE) && now < waiting.give_up {
+            waiting.next_try = now + PORT_PAUSE;
+            self.waiting.push(waiting);
+        } else {
+            let _ = waiting.reply.send(result);
         }
-        if let Some(port) = request.listen_port {
-            match self.outer.listen_on(port) {
-                Ok(sockets) => {
-                    for (worker, sockets) in self.exchange.workers.iter_mut().zip(sockets) {
-                        worker.give(Order::Rebind(sockets));
-                    }
-                }
-                Err(errno) => {
-                    let _ = self.outer.set_mark(former_mark);
-                    return Err(errno);
-                }
-            }
+    }
+
+    fn try_again(&mut self) {
+        let now = clock::now();
+        let due: Vec<_> = self.waiting.extract_if(.., |waiting| waiting.next_try <= now).collect();
+        due.into_iter().for_each(|waiting| self.carry_out(waiting));
+    }
+
+    /// Whole or not at all: what can fail comes first.
+    fn set(&mut self, request: &SetRequest) -> Result<(), Errno> {
+        let sockets = self.outer.change(request.listen_port, request.fwmark)?;
+        for (worker, sockets) in self.exchange.workers.iter_mut().zip(sockets) {
+            worker.give(Order::Rebind(sockets));
+        }
+        if request.replace_peers {
+            self.names.forget_all();
         }
         for change in &request.peers {
             // Whoever sets or removes a peer by hand knows better than a name from the start.
             if change.remove || change.endpoint.is_some() {
-                self.names.peers.remove(&change.public_key);
+                self.names.forget(&change.public_key);
             }
         }
         self.exchange.tunnel.apply(request, clock::now(), clock::wall());
         Ok(())
+    }
+
+    /// As `wg syncconf`. Does not wait for a port: the operator can signal again.
+    fn follow(&mut self, config: &DeviceConfig) -> Followed {
+        let present = self.exchange.tunnel.device.peers().map(|(_, status)| *status.public_key).collect();
+        self.set(&reload::request(config, &present, self.names.given()))?;
+        self.names.follow(start::endpoints(&config.peers), &present).map_err(|_| Errno::EAGAIN)
+    }
+}
+
+/// A peer that does not answer may have moved to another address of the same name.
+fn look_up_again(names: &Names, change: &Change, tunnel: &Tunnel) {
+    let Some(status) = gave_up(change).and_then(|peer| tunnel.device.peer(peer)) else { return };
+    names.look_up(status.public_key);
+}
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::unbounded;
+
+    use super::*;
+    use crate::io::udp::{self, Steering, UdpRequest};
+    use crate::proto::output::Update;
+
+    /// A protocol thread's own, on loopback, with one peer whose endpoint is a name, and where its addresses arrive.
+    fn protocol(peer: PublicKey) -> (Protocol, Receiver<(PublicKey, SocketAddr)>) {
+        let request = UdpRequest {
+            address: Some(std::net::Ipv4Addr::LOCALHOST.into()),
+            port: 0,
+            workers: 1,
+            gro: false,
+            gso: false,
+            buffer_bytes: 1,
+            steering: Steering::ReceiverIndex,
+            fwmark: 0,
+            patience: Span::ZERO,
+        };
+        let group = udp::open(&request).unwrap();
+        let (found, addresses) = unbounded();
+        let names = Names::new([(peer, "localhost:9".parse().unwrap())].into(), found).unwrap();
+        let mut tunnel = Tunnel::new(1, [1; 32]);
+        tunnel.device.add_peer(peer).unwrap();
+        (Protocol::new(tunnel, Outer::new(request, &group).unwrap(), Vec::new(), names), addresses)
+    }
+
+    #[test]
+    fn when_handshakes_were_given_up_the_peers_name_is_looked_up_again() {
+        let key = PublicKey::from_bytes([7; 32]);
+        let (protocol, addresses) = protocol(key);
+        assert_eq!(addresses.recv().unwrap().0, key, "at the start");
+        let peer = protocol.exchange.tunnel.device.find_peer(&key).unwrap();
+        look_up_again(
+            &protocol.names,
+            &Change::Peer(Update::PeerRemoved { peer }),
+            &protocol.exchange.tunnel,
+        );
+        look_up_again(&protocol.names, &Change::Peer(Update::DropStaged { peer }), &protocol.exchange.tunnel);
+        assert_eq!(addresses.recv().unwrap().0, key);
+        assert!(addresses.is_empty());
     }
 }

@@ -8,13 +8,13 @@ use crossbeam_channel::{Receiver, unbounded};
 use zeroize::Zeroizing;
 
 use super::handoff::Orders;
+use super::names::Names;
 use super::outer::Outer;
-use super::protocol::{Names, Protocol};
+use super::protocol::Protocol;
 use super::tunnel::Tunnel;
 use crate::control::config::DeviceConfig;
 use crate::control::endpoint::HostPort;
 use crate::control::peer::PeerConfig;
-use crate::control::resolve::Resolver;
 use crate::control::uapi::{AllowedIpChange, PeerChange, SetRequest};
 use crate::io::clock;
 use crate::proto::keys::PublicKey;
@@ -31,20 +31,18 @@ pub fn protocol(
     let mut seed = Zeroizing::new([0; 32]);
     getrandom::fill(&mut *seed).context("the kernel gives no random numbers")?;
     let mut tunnel = Tunnel::new(workers.len(), *seed);
-    tunnel.apply(request(config), clock::now(), clock::wall());
+    tunnel.apply(&request(config), clock::now(), clock::wall());
     let (found, addresses) = unbounded();
-    let peers = names(&config.peers);
-    let resolver = if peers.is_empty() { None } else { Some(Resolver::start(found)?) };
-    Ok((Protocol::new(tunnel, outer, workers, Names { resolver, peers }), addresses))
+    let names = Names::new(endpoints(&config.peers), found)?;
+    Ok((Protocol::new(tunnel, outer, workers, names), addresses))
 }
 
 /// The configuration as a request, without port and mark: the sockets have them already.
-fn request(config: &DeviceConfig) -> SetRequest {
-    SetRequest {
-        private_key: config.private_key.clone().map(Some),
-        peers: config.peers.iter().filter_map(peer).collect(),
-        ..SetRequest::default()
-    }
+pub(super) fn request(config: &DeviceConfig) -> SetRequest {
+    // With room for all: a vector that grows would leave copies of preshared keys behind that nobody wipes.
+    let mut peers = Vec::with_capacity(config.peers.len());
+    peers.extend(config.peers.iter().filter_map(peer));
+    SetRequest { private_key: config.private_key.clone().map(Some), peers, ..SetRequest::default() }
 }
 
 fn peer(config: &PeerConfig) -> Option<PeerChange> {
@@ -64,8 +62,7 @@ fn peer(config: &PeerConfig) -> Option<PeerChange> {
     })
 }
 
-/// Peers whose endpoint is to be looked up.
-fn names(peers: &[PeerConfig]) -> HashMap<PublicKey, HostPort> {
-    let endpoints = peers.iter().filter_map(|peer| Some((peer.public_key?, peer.endpoint.clone()?)));
-    endpoints.filter(|(_, endpoint)| endpoint.address().is_none()).collect()
+/// The endpoints as they were written.
+pub(super) fn endpoints(peers: &[PeerConfig]) -> HashMap<PublicKey, HostPort> {
+    peers.iter().filter_map(|peer| Some((peer.public_key?, peer.endpoint.clone()?))).collect()
 }

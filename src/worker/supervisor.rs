@@ -7,10 +7,13 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 use super::crew::Crew;
 use super::data::End;
 use super::interface::Interface;
+use super::reload::Reload;
+use crate::control::config::DeviceConfig;
 use crate::control::netlink::{LinkEvent, LinkWatch, Netlink, NetlinkError};
 use crate::io::tun::{self, Whereabouts};
 use crate::io::wake::Waker;
@@ -20,7 +23,8 @@ use crate::io::wake::Waker;
 /// # Errors
 /// EMFILE, ENOMEM.
 pub fn block_signals() -> nix::Result<SignalFd> {
-    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
+    let signals: SigSet =
+        [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD].into_iter().collect();
     signals.thread_block()?;
     SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
 }
@@ -29,7 +33,13 @@ pub fn block_signals() -> nix::Result<SignalFd> {
 ///
 /// # Errors
 /// A worker failed.
-pub fn watch(interface: &Interface, signals: &SignalFd, unwanted: &Waker, crew: &Crew) -> anyhow::Result<()> {
+pub fn watch(
+    interface: Interface,
+    signals: &SignalFd,
+    unwanted: &Waker,
+    crew: &Crew,
+    reload: &Reload,
+) -> anyhow::Result<()> {
     let mut link = Link::open(interface)?;
     // What happened before the watch was open.
     let mut news = link.query()?;
@@ -40,12 +50,18 @@ pub fn watch(interface: &Interface, signals: &SignalFd, unwanted: &Waker, crew: 
             }
         }
         wait(&[signals.as_fd(), link.watch.fd(), crew.bell().as_fd(), unwanted.as_fd()])?;
-        if let Some(signal) = stop_signal(signals) {
+        let signalled = take_signals(signals);
+        if let Some(signal) = signalled.stop {
             tracing::info!("{signal}: finishing");
             return Ok(());
         }
+        if signalled.reload
+            && let Some(config) = reload.run(crew)
+        {
+            link.reroute(&config);
+        }
         if let Some(ended) = crew.ended() {
-            return worker_ended(&interface.name, ended);
+            return worker_ended(&link.interface.name, ended);
         }
         if unwanted.rang() {
             tracing::info!("the configuration socket was removed: finishing");
@@ -63,16 +79,29 @@ fn wait(sources: &[BorrowedFd<'_>]) -> anyhow::Result<()> {
     }
 }
 
-/// The signal that ends us, if one came. SIGHUP is taken and means nothing yet: there is no file to read again.
-fn stop_signal(signals: &SignalFd) -> Option<Signal> {
+/// What the signals that came want.
+#[derive(Debug, Default)]
+struct Signalled {
+    stop: Option<Signal>,
+    reload: bool,
+}
+
+fn take_signals(signals: &SignalFd) -> Signalled {
+    let mut wanted = Signalled::default();
     while let Ok(Some(info)) = signals.read_signal() {
         match Signal::try_from(info.ssi_signo as i32) {
-            Ok(Signal::SIGHUP) => tracing::info!("SIGHUP: nothing to reload"),
-            Ok(signal) => return Some(signal),
+            Ok(Signal::SIGHUP) => wanted.reload = true,
+            Ok(Signal::SIGCHLD) => reap(),
+            Ok(signal) => wanted.stop = Some(signal),
             Err(_) => {}
         }
     }
-    None
+    wanted
+}
+
+/// We start no processes, but process 1 of a container is given those whose parents have ended.
+fn reap() {
+    while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(ended) if ended != WaitStatus::StillAlive) {}
 }
 
 fn worker_ended(name: &str, ended: super::crew::Ended) -> anyhow::Result<()> {
@@ -87,8 +116,8 @@ fn worker_ended(name: &str, ended: super::crew::Ended) -> anyhow::Result<()> {
 }
 
 /// Our interface as netlink last described it, wherever it is.
-struct Link<'a> {
-    interface: &'a Interface,
+struct Link {
+    interface: Interface,
     watch: LinkWatch,
     /// The network namespace it was moved to.
     moved_to: Option<OwnedFd>,
@@ -98,10 +127,11 @@ struct Link<'a> {
     state: Option<(bool, u16)>,
 }
 
-impl<'a> Link<'a> {
-    fn open(interface: &'a Interface) -> anyhow::Result<Link<'a>> {
+impl Link {
+    fn open(interface: Interface) -> anyhow::Result<Link> {
         let watch = LinkWatch::open()?;
-        Ok(Link { interface, watch, moved_to: None, index: interface.index, state: None })
+        let index = interface.index;
+        Ok(Link { interface, watch, moved_to: None, index, state: None })
     }
 
     fn netlink(&self) -> Result<Netlink, NetlinkError> {
@@ -197,6 +227,14 @@ impl<'a> Link<'a> {
             tracing::info!("{name} is down: pausing");
         }
         crew.link_changed(up, mtu);
+    }
+
+    /// Follows a file that was read again. In another namespace routes are somebody else's.
+    fn reroute(&mut self, config: &DeviceConfig) {
+        let up = self.state.is_some_and(|(up, _)| up);
+        if let Err(error) = self.interface.reroute(config, up && self.moved_to.is_none()) {
+            tracing::warn!("{} is without some of its routes: {error:#}", self.interface.name);
+        }
     }
 
     /// Gives the interface back what the kernel took when it was set down. In another namespace it is somebody else's.

@@ -4,11 +4,11 @@
 //! the table that workers use and once per peer as the operator lists them. Pure: the protocol thread ([`super::protocol`])
 //! gives it time and carries its words.
 
-use std::collections::{BTreeSet, HashMap};
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use zeroize::Zeroize;
 
 use crate::control::observer::WatchedPeer;
@@ -25,7 +25,8 @@ pub struct Tunnel {
     /// Who speaks the protocol.
     pub device: Device,
     routes: Arc<AllowedIps>,
-    prefixes: HashMap<PeerIndex, BTreeSet<IpNet>>,
+    /// The same by peer. One set for all: most peers have one prefix, and a set of its own would take 200 bytes for it.
+    prefixes: BTreeSet<(PeerIndex, IpNet)>,
     /// Workers do not know the newest routes yet.
     routes_are_news: bool,
 }
@@ -35,36 +36,38 @@ impl Tunnel {
     pub fn new(workers: usize, mut seed: [u8; 32]) -> Tunnel {
         let device = Device::new(workers, seed);
         seed.zeroize();
-        Tunnel { device, routes: Arc::default(), prefixes: HashMap::new(), routes_are_news: false }
+        Tunnel { device, routes: Arc::default(), prefixes: BTreeSet::new(), routes_are_news: false }
     }
 
     /// Applies a request, all but its port and mark, which belong to whoever owns the sockets. Cannot fail: what can be wrong
-    /// with a request was found when it was read.
+    /// with a request was found when it was read. By reference, so that its keys are wiped where they lie.
     ///
     /// Our own key as a peer is passed over, as in the kernel.
-    pub fn apply(&mut self, request: SetRequest, now: Time, wall: WallTime) {
-        if let Some(key) = request.private_key {
-            self.device.set_private_key(key, now, wall);
-            self.forget_removed();
+    pub fn apply(&mut self, request: &SetRequest, now: Time, wall: WallTime) {
+        if let Some(key) = &request.private_key {
+            // The device removes a peer by itself when it has the key that becomes our own.
+            let ourselves = key.as_ref().and_then(|key| self.device.find_peer(&key.public_key()));
+            self.device.set_private_key(key.clone(), now, wall);
+            ourselves.into_iter().for_each(|peer| self.take_all_prefixes(peer));
         }
         if request.replace_peers {
             let peers: Vec<_> = self.device.peers().map(|(peer, _)| peer).collect();
             peers.into_iter().for_each(|peer| self.remove_peer(peer));
         }
-        for change in request.peers {
+        for change in &request.peers {
             self.apply_to_peer(change, now, wall);
         }
     }
 
-    fn apply_to_peer(&mut self, change: PeerChange, now: Time, wall: WallTime) {
+    fn apply_to_peer(&mut self, change: &PeerChange, now: Time, wall: WallTime) {
         let known = self.device.find_peer(&change.public_key);
         if change.remove {
             return known.into_iter().for_each(|peer| self.remove_peer(peer));
         }
         let found = if change.update_only { known } else { self.device.add_peer(change.public_key) };
         let Some(peer) = found else { return };
-        if let Some(key) = change.preshared_key {
-            self.device.set_preshared_key(peer, key);
+        if let Some(key) = &change.preshared_key {
+            self.device.set_preshared_key(peer, key.clone());
         }
         if let Some(remote) = change.endpoint {
             self.device.set_endpoint(peer, remote);
@@ -93,40 +96,34 @@ impl Tunnel {
         self.device.remove_peer(peer);
     }
 
-    /// The device removes a peer by itself when it has the key that became our own.
-    fn forget_removed(&mut self) {
-        let gone: Vec<_> =
-            self.prefixes.keys().copied().filter(|peer| self.device.peer(*peer).is_none()).collect();
-        gone.into_iter().for_each(|peer| self.take_all_prefixes(peer));
-    }
-
     fn give_prefix(&mut self, peer: PeerIndex, prefix: IpNet) {
         let former = Arc::make_mut(&mut self.routes).insert(prefix, peer);
         self.routes_are_news = true;
         if let Some(former) = former
             && former != peer
-            && let Some(prefixes) = self.prefixes.get_mut(&former)
         {
-            prefixes.remove(&prefix.trunc());
+            self.prefixes.remove(&(former, prefix.trunc()));
         }
-        self.prefixes.entry(peer).or_default().insert(prefix.trunc());
+        self.prefixes.insert((peer, prefix.trunc()));
     }
 
     /// Nothing if the prefix belongs to another peer.
     fn take_prefix(&mut self, peer: PeerIndex, prefix: IpNet) {
-        if self.prefixes.get_mut(&peer).is_some_and(|prefixes| prefixes.remove(&prefix.trunc())) {
+        if self.prefixes.remove(&(peer, prefix.trunc())) {
             Arc::make_mut(&mut self.routes).remove(prefix);
             self.routes_are_news = true;
         }
     }
 
     fn take_all_prefixes(&mut self, peer: PeerIndex) {
-        let Some(prefixes) = self.prefixes.remove(&peer) else { return };
-        let routes = Arc::make_mut(&mut self.routes);
-        for prefix in &prefixes {
-            routes.remove(*prefix);
-        }
-        self.routes_are_news = true;
+        let prefixes: Vec<_> = self.prefixes_of(peer).collect();
+        prefixes.into_iter().for_each(|prefix| self.take_prefix(peer, prefix));
+    }
+
+    fn prefixes_of(&self, peer: PeerIndex) -> impl Iterator<Item = IpNet> {
+        let (first, last) =
+            (IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::from(Ipv6Addr::from(u128::MAX))));
+        self.prefixes.range((peer, first)..=(peer, last)).map(|(_, prefix)| *prefix)
     }
 
     /// What workers must be told next. Routes come last: they name peers that were told before.
@@ -142,7 +139,7 @@ impl Tunnel {
         let peers = self.device.peers().map(|(peer, status)| WatchedPeer {
             public_key: *status.public_key,
             endpoint: status.endpoint.map(|endpoint| endpoint.remote),
-            allowed_ips: self.prefixes.get(&peer).into_iter().flatten().copied().collect(),
+            allowed_ips: self.prefixes_of(peer).collect(),
             last_handshake: status.last_handshake,
             rx_bytes: status.rx_bytes,
             tx_bytes: status.tx_bytes,
@@ -152,7 +149,7 @@ impl Tunnel {
     }
 
     /// Everything, as a `get` tells it.
-    pub fn state(&self, listen_port: u16, fwmark: u32) -> DeviceState {
+    pub fn state(&self, listen_port: u16, fwmark: u32) -> Box<DeviceState> {
         let peers = self.device.peers().map(|(peer, status)| PeerState {
             public_key: *status.public_key,
             preshared_key: status.preshared_key.clone(),
@@ -161,10 +158,10 @@ impl Tunnel {
             tx_bytes: status.tx_bytes,
             rx_bytes: status.rx_bytes,
             persistent_keepalive: status.keepalive,
-            allowed_ips: self.prefixes.get(&peer).into_iter().flatten().copied().collect(),
+            allowed_ips: self.prefixes_of(peer).collect(),
         });
         let private_key = self.device.private_key().cloned();
-        DeviceState { private_key, listen_port, fwmark, peers: peers.collect() }
+        Box::new(DeviceState { private_key, listen_port, fwmark, peers: peers.collect() })
     }
 }
 

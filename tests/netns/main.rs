@@ -9,13 +9,14 @@
 //! | [`modes`] | both ends of a tunnel, sealed or plain |
 //! | [`offload`], [`faults`], [`junk`], [`cost`] | the tests in both modes |
 //! | [`forwarding`], [`lifecycle`], [`refusals`] | the tests in plaintext mode |
+//! | [`settings`], [`reload`], [`startup`] | the tests of configuration: by `wg`, by file, by environment and limits |
 //! | [`wireguard`] | the tests of the encrypted tunnel, beside wireguard-go, boringtun, `wg` and `wg-quick` |
 //! | [`raw_peer`], [`raw_session`], [`spoof`] | a WireGuard peer and an enemy, written here from the whitepaper |
 //! | [`daemon`] | one encrypted `uringvpn` before them |
 //! | [`observed`], [`timers`], [`hostile`], [`bent`], [`flood`] | what they see of it, and what it withstands |
 //! | [`nonce`] | what the encrypted tunnel sends, captured on the wire |
 //!
-//! Needs root, ip(8), ss(8), tc(8), ethtool(8), ping(8), iperf3(1), setpriv(1), wg(8), wg-quick(8), wireguard-go, boringtun-cli. Without root a test prints that it was skipped, or fails if the
+//! Needs root, ip(8), ss(8), tc(8), ethtool(8), ping(8), iperf3(1), setpriv(1), unshare(1), prlimit(1), taskset(1), wg(8), wg-quick(8), wireguard-go, boringtun-cli. Without root a test prints that it was skipped, or fails if the
 //! environment says `CI=true`. Times are printed; asserted only where something would otherwise hang.
 #![allow(clippy::unwrap_used)]
 
@@ -38,8 +39,11 @@ mod packets;
 mod raw_peer;
 mod raw_session;
 mod refusals;
+mod reload;
 mod rig;
+mod settings;
 mod spoof;
+mod startup;
 mod timers;
 mod traffic;
 mod tunnel;

@@ -241,6 +241,19 @@ fn a_listening_address_of_another_host_is_refused() {
 }
 
 #[test]
+fn a_low_port_without_the_right_to_it_is_refused() {
+    let Some(rig) = Rig::pair() else { return };
+    let without = ["setpriv", "--bounding-set", "-net_bind_service", "--inh-caps", "-net_bind_service"];
+    let options = format!("{OPTIONS} --listen 80");
+    assert_start_refused(
+        &rig.hosts[0],
+        &without,
+        &options,
+        &[":80", "not permitted", "CAP_NET_BIND_SERVICE"],
+    );
+}
+
+#[test]
 fn a_peer_of_a_family_that_we_do_not_listen_on_is_refused() {
     let Some(rig) = Rig::pair() else { return };
     let options = "--queues 2 --listen 192.0.2.1:51820 --peer [2001:db8:1::2]:51820";

@@ -18,13 +18,13 @@ use crate::tunnel::{DRIVERS, PROGRAM, Tunnel};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-fn interface() -> String {
+pub fn interface() -> String {
     format!("uw{}x{}", std::process::id() % 100_000, NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// A program that is one end of a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Program {
+pub enum Program {
     Ours,
     WireguardGo,
     Boringtun,
@@ -33,11 +33,11 @@ enum Program {
 /// A key pair and its file.
 pub struct Keys {
     directory: tempfile::TempDir,
-    public: String,
+    pub public: String,
 }
 
 impl Keys {
-    fn new() -> Keys {
+    pub fn new() -> Keys {
         let directory = tempfile::tempdir().unwrap();
         let make = |arguments: &[&str], input: Option<&Path>| {
             let mut command = Command::new(PROGRAM);
@@ -57,7 +57,7 @@ impl Keys {
         Keys { directory, public }
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub fn file(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 }
@@ -65,13 +65,13 @@ impl Keys {
 /// One end that runs.
 pub struct End {
     program: Program,
-    process: Tunnel,
-    interface: String,
+    pub process: Tunnel,
+    pub interface: String,
 }
 
 impl End {
     /// Starts `program` on host `index`, without peers; its interface is up and has its inner addresses.
-    fn start(program: Program, host: &Host, index: u8, keys: &Keys, options: &str) -> End {
+    pub fn start(program: Program, host: &Host, index: u8, keys: &Keys, options: &str) -> End {
         let interface = interface();
         let command = match program {
             Program::Ours => format!("{PROGRAM} -f {options} {interface}"),
@@ -85,11 +85,13 @@ impl End {
             socket.exists() && host.has_link(&interface)
         });
         let end = End { program, process, interface };
-        // A ring of a process that was killed keeps its port for a moment.
+        // Of one that was killed, the port may be taken for a moment; ours waits for it.
         let words =
             format!("wg set {} private-key {} listen-port 51820", end.interface, keys.file("key").display());
         wait_until("the port to be free", || {
-            host.command(words.split_whitespace()).output().unwrap().status.success()
+            let output = host.command(words.split_whitespace()).output().unwrap();
+            assert!(output.status.success() || program != Program::Ours, "{output:?}");
+            output.status.success()
         });
         host.run(&format!("ip address add {}/24 dev {}", inner(Family::V4, index), end.interface));
         host.run(&format!("ip address add {}/64 dev {} nodad", inner(Family::V6, index), end.interface));
@@ -98,15 +100,15 @@ impl End {
     }
 
     /// `wg set INTERFACE …`
-    fn wg(&self, host: &Host, words: &str) {
+    pub fn wg(&self, host: &Host, words: &str) {
         host.run(&format!("wg set {} {words}", self.interface));
     }
 
-    fn show(&self, host: &Host, what: &str) -> String {
+    pub fn show(&self, host: &Host, what: &str) -> String {
         host.run(&format!("wg show {} {what}", self.interface))
     }
 
-    fn socket(&self) -> PathBuf {
+    pub fn socket(&self) -> PathBuf {
         PathBuf::from(format!("/var/run/wireguard/{}.sock", self.interface))
     }
 }
@@ -299,30 +301,6 @@ fn wg_shows_and_changes_everything_and_a_setting_survives_the_round_trip() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("Address already in use"), "{refused:?}");
     assert!(reaches(near, inner(Family::V4, 1)));
     assert_eq!(end.show(near, "listen-port").trim(), "51999");
-}
-
-#[test]
-fn ten_thousand_peers_load_through_the_socket_and_are_listed() {
-    let Some(rig) = Rig::pair() else { return };
-    let keys = Keys::new();
-    let end = End::start(Program::Ours, &rig.hosts[0], 0, &keys, "--queues 1");
-    let before = end.process.memory_bytes("VmRSS");
-    let mut config = String::new();
-    for index in 0..10_000u32 {
-        let mut key = [7; 32];
-        key[..4].copy_from_slice(&index.to_le_bytes());
-        let key = uringvpn::proto::keys::PublicKey::from_bytes(key);
-        let [_, _, high, low] = index.to_be_bytes();
-        config += &format!("[Peer]\nPublicKey = {key}\nAllowedIPs = 10.20.{high}.{low}/32\n");
-    }
-    let file = keys.file("many.conf");
-    fs::write(&file, config).unwrap();
-    rig.hosts[0].run(&format!("wg addconf {} {}", end.interface, file.display()));
-    assert_eq!(end.show(&rig.hosts[0], "peers").lines().count(), 10_000);
-    let per_peer = (end.process.memory_bytes("VmRSS") - before) / 10_000;
-    println!("{per_peer} bytes per peer");
-    // What one request takes while it is carried out is in it too.
-    assert!(per_peer < 4096, "{per_peer} bytes per idle peer");
 }
 
 #[test]
