@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`rig`] | hosts (namespaces) and the wires between them |
 //! | [`tunnel`] | one `uringvpn` process: start, stop, what it printed |
+//! | [`ends`] | ends of encrypted tunnels, ours and others, and their keys |
 //! | [`traffic`] | ping, iperf3, files with their hash, UDP in order |
 //! | [`kernel`] | the few calls that need `unsafe`: a seccomp filter, raw frames |
 //! | [`forwarding`], [`lifecycle`], [`refusals`], [`junk`], [`cost`] | the tests, in plaintext mode |
@@ -14,6 +15,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod cost;
+mod ends;
 mod forwarding;
 mod junk;
 mod kernel;
