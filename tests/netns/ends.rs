@@ -3,6 +3,7 @@
 //! Configuration sockets lie in one directory whatever the network namespace, so every interface has a name of its own.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,6 +12,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::rig::{FAMILIES, Family, Host, Rig, inner, outer, wait_until};
 use crate::traffic::{Iperf, ping, reaches};
 use crate::tunnel::{PROGRAM, Tunnel};
+
+/// Where every end listens unless a test says otherwise.
+pub const PORT: u16 = 51820;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -24,6 +28,17 @@ pub enum Program {
     Ours,
     WireguardGo,
     Boringtun,
+}
+
+impl Program {
+    /// The command line that makes `interface`.
+    pub fn words(self, interface: &str, options: &str) -> String {
+        match self {
+            Program::Ours => format!("{PROGRAM} -f {options} {interface}"),
+            Program::WireguardGo => format!("wireguard-go -f {interface}"),
+            Program::Boringtun => format!("boringtun-cli -f --disable-drop-privileges {interface}"),
+        }
+    }
 }
 
 /// A key pair and its file.
@@ -68,13 +83,31 @@ pub struct End {
 impl End {
     /// Starts `program` on host `index`, without peers; its interface is up and has its inner addresses.
     pub fn start(program: Program, host: &Host, index: u8, keys: &Keys, options: &str) -> End {
+        let end = End::open(program, host, keys, options, PORT);
+        host.run(&format!("ip address add {}/24 dev {}", inner(Family::V4, index), end.interface));
+        host.run(&format!("ip address add {}/64 dev {} nodad", inner(Family::V6, index), end.interface));
+        host.run(&format!("ip link set {} mtu 1420 up", end.interface));
+        end
+    }
+
+    /// Starts `program` on `host`, with a key and a port, without peers and addresses; its interface is down.
+    pub fn open(program: Program, host: &Host, keys: &Keys, options: &str, port: u16) -> End {
         let interface = interface();
-        let command = match program {
-            Program::Ours => format!("{PROGRAM} -f {options} {interface}"),
-            Program::WireguardGo => format!("wireguard-go -f {interface}"),
-            Program::Boringtun => format!("boringtun-cli -f --disable-drop-privileges {interface}"),
-        };
-        let process = Tunnel::spawn(&mut host.command(command.split_whitespace()));
+        let words = program.words(&interface, options);
+        End::launch(program, host, &interface, &mut host.command(words.split_whitespace()), keys, port)
+    }
+
+    /// [`End::open`] with a command of one's own.
+    pub fn launch(
+        program: Program,
+        host: &Host,
+        interface: &str,
+        command: &mut Command,
+        keys: &Keys,
+        port: u16,
+    ) -> End {
+        let interface = interface.to_owned();
+        let process = Tunnel::spawn(command);
         let socket = PathBuf::from(format!("/var/run/wireguard/{interface}.sock"));
         wait_until("the configuration socket", || {
             assert!(process.is_alive(), "{program:?} ended early: {}", process.output());
@@ -82,15 +115,19 @@ impl End {
         });
         let end = End { program, process, interface };
         // A ring of a process that was killed keeps its port for a moment.
-        let words =
-            format!("wg set {} private-key {} listen-port 51820", end.interface, keys.file("key").display());
+        let key = keys.file("key");
+        let words = format!("wg set {} private-key {} listen-port {port}", end.interface, key.display());
         wait_until("the port to be free", || {
             host.command(words.split_whitespace()).output().unwrap().status.success()
         });
-        host.run(&format!("ip address add {}/24 dev {}", inner(Family::V4, index), end.interface));
-        host.run(&format!("ip address add {}/64 dev {} nodad", inner(Family::V6, index), end.interface));
-        host.run(&format!("ip link set {} mtu 1420 up", end.interface));
         end
+    }
+
+    /// Tells it of a peer with the inner addresses of host `index`.
+    pub fn meet(&self, host: &Host, peer: &Keys, index: u8, endpoint: Option<SocketAddr>, words: &str) {
+        let endpoint = endpoint.map(|endpoint| format!("endpoint {endpoint}")).unwrap_or_default();
+        let allowed = format!("{}/32,{}/128", inner(Family::V4, index), inner(Family::V6, index));
+        self.wg(host, &format!("peer {} {endpoint} allowed-ips {allowed} {words}", peer.public));
     }
 
     /// `wg set INTERFACE …`
@@ -102,25 +139,47 @@ impl End {
         host.run(&format!("wg show {} {what}", self.interface))
     }
 
+    /// What `wg show INTERFACE WHAT` says of one peer, without its key.
+    #[track_caller]
+    pub fn show_peer(&self, host: &Host, what: &str, peer: &Keys) -> String {
+        let text = self.show(host, what);
+        let line = text.lines().find_map(|line| line.strip_prefix(&peer.public));
+        line.unwrap_or_else(|| panic!("no {} in {text}", peer.public)).trim().to_owned()
+    }
+
+    /// Bytes received from and sent to a peer.
+    pub fn transfer(&self, host: &Host, peer: &Keys) -> [u64; 2] {
+        let text = self.show_peer(host, "transfer", peer);
+        let (received, sent) = text.split_once('\t').unwrap();
+        [received, sent].map(|bytes| bytes.parse().unwrap())
+    }
+
+    /// Seconds, 0 before the first.
+    pub fn latest_handshake(&self, host: &Host, peer: &Keys) -> u64 {
+        self.show_peer(host, "latest-handshakes", peer).parse().unwrap()
+    }
+
+    pub fn endpoint(&self, host: &Host, peer: &Keys) -> String {
+        self.show_peer(host, "endpoints", peer)
+    }
+
     pub fn socket(&self) -> PathBuf {
         PathBuf::from(format!("/var/run/wireguard/{}.sock", self.interface))
     }
+}
+
+/// Where the end on host 1 is found by host 0.
+pub fn far_endpoint(family: Family) -> SocketAddr {
+    SocketAddr::new(outer(family, 1, 2), PORT)
 }
 
 /// Two ends that know each other; only end 0 knows where the other is.
 pub fn join(rig: &Rig, ends: &[End; 2], keys: &[Keys; 2], family: Family, psk: bool) {
     let psk = if psk { format!("preshared-key {}", keys[0].file("psk").display()) } else { String::new() };
     for (index, end) in ends.iter().enumerate() {
-        let other = 1 - index as u8;
-        let allowed = format!("{}/32,{}/128", inner(Family::V4, other), inner(Family::V6, other));
-        let endpoint = match (index, outer(family, 1, 2)) {
-            (0, address @ std::net::IpAddr::V4(_)) => format!("endpoint {address}:51820"),
-            (0, address) => format!("endpoint [{address}]:51820"),
-            _ => String::new(),
-        };
-        let words =
-            format!("peer {} {psk} {endpoint} allowed-ips {allowed}", keys[usize::from(other)].public);
-        end.wg(&rig.hosts[index], &words);
+        let other = 1 - index;
+        let endpoint = (index == 0).then(|| far_endpoint(family));
+        end.meet(&rig.hosts[index], &keys[other], other as u8, endpoint, &psk);
     }
 }
 

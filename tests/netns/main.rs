@@ -16,10 +16,12 @@
 
 mod cost;
 mod ends;
+mod filter;
 mod forwarding;
 mod junk;
 mod kernel;
 mod lifecycle;
+mod nat;
 mod refusals;
 mod rig;
 mod traffic;

@@ -1,6 +1,7 @@
 //! The encrypted tunnel with real programs: wireguard-go, boringtun, `wg`, `wg-quick`, and itself.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
