@@ -17,6 +17,8 @@ use crate::proto::replay::{Refused, ReplayWindow};
 use crate::proto::session::{Session, Unusable};
 use crate::stats::drop::DropReason;
 use crate::time::Time;
+use crate::wire::ip::{IpView, PROTOCOL_UDP};
+use crate::wire::l4::UDP_HEADER_BYTES;
 use crate::wire::message::{
     self, DATA_HEADER_BYTES, DATA_OVERHEAD_BYTES, DATA_TAG_BYTES, KEEPALIVE_BYTES, Kind, padded_bytes,
 };
@@ -62,6 +64,14 @@ impl Sealer<'_> {
             Sealer::Plain => 0,
             Sealer::Session { .. } => DATA_HEADER_BYTES,
         }
+    }
+
+    /// Whether `packet` is a datagram that this session sealed, or the first fragment of one: the peer's endpoint is routed into
+    /// its own tunnel.
+    pub fn has_sealed(&self, packet: &[u8], ip: &IpView) -> bool {
+        let Sealer::Session { session, .. } = self else { return false };
+        let payload = usize::from(ip.header_bytes) + UDP_HEADER_BYTES;
+        ip.protocol == PROTOCOL_UDP && packet.get(payload..).is_some_and(|datagram| session.sealed(datagram))
     }
 
     /// Seals `datagrams`, each the room of [`Sealer::datagram_bytes`] with a packet at [`Sealer::packet_start`] and its length.

@@ -100,6 +100,10 @@ pub fn superpacket<B: DerefMut<Target = [u8]>>(
             return Progress::Done;
         }
     };
+    if sealer.has_sealed(&buffer[packet.clone()], &ip) {
+        counters.count_drop(DropReason::Looped, left as u64);
+        return Progress::Done;
+    }
     let to = To { peer, tos: outer_tos(&buffer[packet.clone()]) };
     if first == 0 {
         match cut_in_place(buffer, &split, to, &sealer) {
