@@ -8,9 +8,11 @@
 //! | [`traffic`] | ping, iperf3, files with their hash, UDP in order |
 //! | [`kernel`] | the few calls that need `unsafe`: a seccomp filter, raw frames |
 //! | [`forwarding`], [`lifecycle`], [`refusals`], [`junk`], [`cost`] | the tests, in plaintext mode |
+//! | [`filter`] | nftables: what is counted, dropped, translated on a host |
 //! | [`wireguard`] | the tests of the encrypted tunnel, beside wireguard-go, boringtun, `wg` and `wg-quick` |
+//! | [`nat`], [`source_address`], [`routing`], [`mtu`], [`settings`], [`rekey`], [`faults`] | its scenarios: what surrounds it, what it is told, what befalls it |
 //!
-//! Needs root, ip(8), ss(8), ping(8), iperf3(1), setpriv(1), wg(8), wg-quick(8), wireguard-go, boringtun-cli. Without root a test prints that it was skipped, or fails if the
+//! Needs root, ip(8), ss(8), ping(8), iperf3(1), setpriv(1), wg(8), wg-quick(8), nft(8), conntrack(8), wireguard-go, boringtun-cli. Without root a test prints that it was skipped, or fails if the
 //! environment says `CI=true`. Times are printed; asserted only where something would otherwise hang.
 #![allow(clippy::unwrap_used)]
 
@@ -21,9 +23,12 @@ mod forwarding;
 mod junk;
 mod kernel;
 mod lifecycle;
+mod mtu;
 mod nat;
 mod refusals;
 mod rig;
+mod routing;
+mod source_address;
 mod traffic;
 mod tunnel;
 mod wireguard;
