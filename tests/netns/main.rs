@@ -10,7 +10,7 @@
 //! | [`forwarding`], [`lifecycle`], [`refusals`], [`junk`], [`cost`] | the tests, in plaintext mode |
 //! | [`filter`] | nftables: what is counted, dropped, translated on a host |
 //! | [`wireguard`] | the tests of the encrypted tunnel, beside wireguard-go, boringtun, `wg` and `wg-quick` |
-//! | [`nat`], [`source_address`], [`routing`], [`mtu`], [`settings`], [`rekey`], [`faults`] | its scenarios: what surrounds it, what it is told, what befalls it |
+//! | [`nat`], [`source_address`], [`routing`], [`mtu`], [`settings`], [`interop`], [`faults`] | its scenarios: what surrounds it, what it is told, what befalls it |
 //!
 //! Needs root, ip(8), ss(8), ping(8), iperf3(1), setpriv(1), wg(8), wg-quick(8), nft(8), conntrack(8), wireguard-go, boringtun-cli. Without root a test prints that it was skipped, or fails if the
 //! environment says `CI=true`. Times are printed; asserted only where something would otherwise hang.
@@ -18,8 +18,10 @@
 
 mod cost;
 mod ends;
+mod faults;
 mod filter;
 mod forwarding;
+mod interop;
 mod junk;
 mod kernel;
 mod lifecycle;
@@ -28,6 +30,7 @@ mod nat;
 mod refusals;
 mod rig;
 mod routing;
+mod settings;
 mod source_address;
 mod traffic;
 mod tunnel;

@@ -98,12 +98,12 @@ fn a_client_behind_nat_stays_reachable_by_its_keepalives_and_only_by_them() {
 #[test]
 fn a_new_translation_costs_at_most_one_packet_in_either_direction() {
     let Some(natted) = Natted::start("") else { return };
-    for port in 40_001..40_011 {
+    for port in 40_001..40_009 {
         translate(natted.router(), &format!("to :{port}"));
-        let from_client = answered(natted.client_host(), inner(Family::V4, 1), 8, "");
-        assert!(from_client >= 7, "{from_client} of 8 answered after the client spoke from port {port}");
-        let from_server = answered(natted.server_host(), inner(Family::V4, 0), 8, "");
-        assert!(from_server >= 7, "{from_server} of 8 answered by the client at port {port}");
+        let from_client = answered(natted.client_host(), inner(Family::V4, 1), 6, "");
+        assert!(from_client >= 5, "{from_client} of 6 answered after the client spoke from port {port}");
+        let from_server = answered(natted.server_host(), inner(Family::V4, 0), 6, "");
+        assert!(from_server >= 5, "{from_server} of 6 answered by the client at port {port}");
         assert_eq!(natted.seen(), format!("{}:{port}", outer(Family::V4, 2, 1)));
     }
 }

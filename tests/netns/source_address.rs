@@ -134,11 +134,7 @@ fn another_route_that_takes_precedence_is_followed() {
     ping(near, inner(Family::V4, 1), 2, 100);
     assert_eq!(joined.near_as_seen(), format!("{}:{PORT}", outer(Family::V4, 1, 1)));
     // A second wire to the same network; the far host answers over the first.
-    let far_pid = far.command(["sleep", "60"]);
-    let holder = crate::tunnel::Tunnel::spawn(&mut { far_pid });
-    wait_until("the far host's process", || far.processes().contains(&holder.pid().as_raw()));
-    near.run(&format!("ip link add second type veth peer name second netns {}", holder.pid()));
-    drop(holder);
+    near.run(&format!("ip link add second type veth peer name second netns {}", far.name()));
     far.run("ip link set second up");
     add_address(near, outer(Family::V4, 1, 3), "second");
     near.run("ip link set second up");
