@@ -28,7 +28,7 @@ fn an_interface_that_goes_down_and_up_under_load_carries_on() {
         let before = ends.each_ref().map(belongings);
         let streams = [Stream::start(near, 0, 1), Stream::start(far, 1, 0)];
         let mut random = Random(5);
-        for _ in 0..50 {
+        for _ in 0..20 {
             let index = random.below(2);
             for state in ["down", "up"] {
                 rig.hosts[index].run(&format!("ip link set {} {state}", ends[index].interface));
@@ -144,7 +144,11 @@ fn survives_loss(percent: u32) {
     const PINGS: u64 = 300;
     let Some(rig) = Rig::pair_aside() else { return };
     // A ping of 1028 bytes, padded, with header and tag.
-    rig.hosts.iter().for_each(|host| lose(host, percent, 1040 + 32));
+    for (host, link) in rig.hosts.iter().zip(["to-b", "veth0"]) {
+        lose(host, percent, 1040 + 32);
+        // Trains would be lost whole.
+        host.run(&format!("ethtool -K {link} tx-udp-segmentation off"));
+    }
     let (ends, keys) = ours(&rig, "--queues 2");
     let [near, far] = [&rig.hosts[0], &rig.hosts[1]];
     // Both begin, so that one of the two is lucky soon.
@@ -153,6 +157,8 @@ fn survives_loss(percent: u32) {
     wait_at_most(90, "an answer", || {
         reaches(near, inner(Family::V4, 1)) || reaches(far, inner(Family::V4, 0))
     });
+    // Late answers to those pings are not counted with the following.
+    sleep(Duration::from_millis(500));
     // What got lost was lost on the wire.
     let lost = || [near, far].map(|host| filter::counted(host, "lost")).iter().sum::<u64>();
     let answered = || near.counted("Icmp", "InEchoReps");
@@ -160,7 +166,10 @@ fn survives_loss(percent: u32) {
     near.command(format!("ping -n -q -i 0.01 -W 1 -s 1000 -c {PINGS} {}", inner(Family::V4, 1)).split(' '))
         .output()
         .unwrap();
-    wait_until("every ping to be answered or lost", || answered() - before + lost() == PINGS);
+    let told = || answered() - before + lost();
+    wait_until(&format!("{PINGS} pings to be answered or lost at {percent} %"), || told() >= PINGS - 1);
+    sleep(Duration::from_millis(200));
+    assert_eq!(told(), PINGS, "at {percent} %");
     assert!(lost() > 10, "{} lost", lost());
 }
 
@@ -181,9 +190,9 @@ fn a_signal_under_full_load_ends_it_and_leaves_nothing() {
             let (ends, keys) = ours(&rig, &format!("--queues 2 --io {io}"));
             wait_until("an answer", || reaches(near, inner(Family::V4, 1)));
             let iperf = Iperf::start(far);
-            let client = iperf.start_client(near, inner(Family::V4, 1), "--time 60 --parallel 4 --bidir");
+            let client = iperf.start_client(near, inner(Family::V4, 1), "--time 60 --parallel 2 --bidir");
             let [_, before] = ends[0].transfer(near, &keys[1]);
-            wait_until("load", || ends[0].transfer(near, &keys[1])[1] > before + 20_000_000);
+            wait_until("load", || ends[0].transfer(near, &keys[1])[1] > before + 2_000_000);
             for end in ends {
                 let (interface, socket) = (end.interface.clone(), end.socket());
                 kill(end.process.pid(), signal).unwrap();

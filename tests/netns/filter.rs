@@ -12,12 +12,6 @@ pub fn load(host: &Host, rules: &str) {
     assert!(output.status.success(), "{rules}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Removes the table.
-#[track_caller]
-pub fn unload(host: &Host) {
-    host.run("nft delete table inet t");
-}
-
 /// Packets that the counter called `name` has seen.
 #[track_caller]
 pub fn counted(host: &Host, name: &str) -> u64 {

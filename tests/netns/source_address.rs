@@ -127,29 +127,6 @@ fn an_address_that_was_removed_is_left_for_another_without_losing_a_packet() {
     }
 }
 
-#[test]
-fn another_route_that_takes_precedence_is_followed() {
-    let Some(joined) = Joined::start() else { return };
-    let [near, far] = [joined.near(), joined.far()];
-    ping(near, inner(Family::V4, 1), 2, 100);
-    assert_eq!(joined.near_as_seen(), format!("{}:{PORT}", outer(Family::V4, 1, 1)));
-    // A second wire to the same network; the far host answers over the first.
-    near.run(&format!("ip link add second type veth peer name second netns {}", far.name()));
-    far.run("ip link set second up");
-    add_address(near, outer(Family::V4, 1, 3), "second");
-    near.run("ip link set second up");
-    for link in ["to-b", "second"] {
-        near.run(&format!("ip route flush dev {link}"));
-    }
-    near.run("ip route add 192.0.2.0/24 dev to-b src 192.0.2.1 metric 2");
-    ping(near, inner(Family::V4, 1), 2, 100);
-    near.run("ip route add 192.0.2.0/24 dev second src 192.0.2.3 metric 1");
-    wait_until("the other source address", || {
-        reaches(near, inner(Family::V4, 1));
-        joined.near_as_seen() == format!("192.0.2.3:{PORT}")
-    });
-}
-
 /// Pings and bytes over IPv4, with an end on host 0 that was started in a special way.
 fn carries_ipv4(rig: &Rig, keys: [Keys; 2], near: End) {
     let ends = [near, End::start(Program::Ours, &rig.hosts[1], 1, &keys[1], "--queues 2")];
