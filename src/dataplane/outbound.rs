@@ -104,6 +104,11 @@ pub fn superpacket<B: DerefMut<Target = [u8]>>(
         counters.count_drop(DropReason::Looped, left as u64);
         return Progress::Done;
     }
+    // No datagram is that long: the packet would wait for room for ever, and all others behind it.
+    if sealer.datagram_bytes(split.full_segment_bytes()) > u16::MAX.into() {
+        counters.count_drop(DropReason::SendError, left as u64);
+        return Progress::Done;
+    }
     let to = To { peer, tos: outer_tos(&buffer[packet.clone()]) };
     if first == 0 {
         match cut_in_place(buffer, &split, to, &sealer) {
