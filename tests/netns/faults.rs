@@ -226,11 +226,8 @@ fn after_sigkill_under_load_it_starts_again_under_the_same_name() {
         let name = ends[0].interface.clone();
         kill(ends[0].process.pid(), Signal::SIGKILL).unwrap();
         let words = Program::Ours.words(&name, "--queues 2");
-        let again = || {
-            let mut command = near.command(words.split_whitespace());
-            End::launch(Program::Ours, near, &name, &mut command, &keys[0], PORT)
-        };
-        ends[0] = again();
+        let mut command = near.command(words.split_whitespace());
+        ends[0] = End::launch(Program::Ours, near, &name, &mut command, &keys[0], PORT);
         near.run(&format!("ip address add {}/24 dev {name}", inner(Family::V4, 0)));
         near.run(&format!("ip link set {name} mtu 1420 up"));
         join(&rig, &ends, &keys, Family::V4, false);

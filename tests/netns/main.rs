@@ -6,9 +6,9 @@
 //! | [`tunnel`] | one `uringvpn` process: start, stop, what it printed |
 //! | [`ends`] | ends of encrypted tunnels, ours and others, and their keys |
 //! | [`traffic`] | ping, iperf3, files with their hash, UDP in order |
+//! | [`filter`] | nftables: what is counted, dropped, translated on a host |
 //! | [`kernel`] | the few calls that need `unsafe`: a seccomp filter, raw frames |
 //! | [`forwarding`], [`lifecycle`], [`refusals`], [`junk`], [`cost`] | the tests, in plaintext mode |
-//! | [`filter`] | nftables: what is counted, dropped, translated on a host |
 //! | [`wireguard`] | the tests of the encrypted tunnel, beside wireguard-go, boringtun, `wg` and `wg-quick` |
 //! | [`nat`], [`source_address`], [`routing`], [`mtu`], [`settings`], [`interop`], [`faults`] | its scenarios: what surrounds it, what it is told, what befalls it |
 //!
