@@ -220,6 +220,32 @@ fn an_inner_source_of_somebody_else_is_dropped_but_the_peer_was_heard() {
 }
 
 #[test]
+fn a_packet_too_long_for_any_datagram_is_dropped_and_blocks_nobody() {
+    let mut end = End::new(Role::Initiator);
+    end.view.mtu = u16::MAX;
+    assert!(end.seal(&single(&Packet::udp(false, payload(65_507, 1)))).is_empty());
+    assert_eq!(end.dropped(DropReason::SendError), 1);
+    assert_eq!(end.seal(&single(&Packet::udp(false, payload(65_444, 1)))).len(), 1);
+}
+
+#[test]
+fn a_datagram_that_comes_back_to_be_sealed_again_is_dropped() {
+    for v6 in [false, true] {
+        let end = End::new(Role::Initiator);
+        let sealed = bytes(&end.seal(&single(&Packet::udp(v6, payload(100, 1))))).remove(0);
+        assert!(end.seal(&single(&Packet::udp(v6, sealed.clone()))).is_empty());
+        // The first fragment of one that was too long.
+        let first = Packet { fragment: 0x2000, ..Packet::udp(false, sealed.clone()) };
+        assert!(end.seal(&single(&first)).is_empty());
+        assert_eq!(end.dropped(DropReason::Looped), 2);
+        // Another session's datagram: a tunnel in the tunnel.
+        let mut other = sealed;
+        other[4] ^= 1;
+        assert_eq!(end.seal(&single(&Packet::udp(v6, other))).len(), 1);
+    }
+}
+
+#[test]
 fn a_keepalive_is_counted_and_goes_nowhere() {
     let (one, other) = End::pair();
     let mut keepalive = vec![0; DATA_OVERHEAD_BYTES];

@@ -7,7 +7,7 @@
 //! | 1 | [`DataWorker::on_tun_read`] | a leased buffer holds one TUN read: vnet header and superpacket | |
 //! | 2 | [`outbound::superpacket`] | entry point of the walk | |
 //! | 3 | [`VnetHdr::parse`], [`IpView::parse`] | once, before anything is cut | [`OutMalformed`] |
-//! | 4 | [`View::route`], [`View::way_to`] | routed once: all segments share one flow; without a session they are staged | [`NoRoute`], [`NoEndpoint`], [`StageFull`], [`NoSession`] |
+//! | 4 | [`View::route`], [`View::way_to`] | routed once: all segments share one flow; without a session they are staged | [`NoRoute`], [`NoEndpoint`], [`StageFull`], [`NoSession`], [`Looped`] |
 //! | 5 | [`Split::plan`] | how the superpacket is cut | [`OutBadOffload`], [`OutTooLong`] |
 //! | 6a | [`Split::spread`], [`Trains::adopt`] | a superpacket is cut where it lies: its buffer becomes a train | |
 //! | 6b | [`Trains::reserve`] | others: room at the end of the peer's train; without a free buffer the read waits | |
@@ -67,6 +67,7 @@
 //! [`Replayed`]: crate::stats::drop::DropReason::Replayed
 //! [`TooOld`]: crate::stats::drop::DropReason::TooOld
 //! [`HandoffFull`]: crate::stats::drop::DropReason::HandoffFull
+//! [`Looped`]: crate::stats::drop::DropReason::Looped
 //! [`SendError`]: crate::stats::drop::DropReason::SendError
 //! [`Truncated`]: crate::stats::drop::DropReason::Truncated
 //! [`UnknownSource`]: crate::stats::drop::DropReason::UnknownSource

@@ -8,13 +8,14 @@ use std::ops::{DerefMut, Range};
 use super::Context;
 use super::allowed_ips::PeerIndex;
 use super::encap::{Encap, Framing};
-use super::view::Way;
+use super::view::{View, Way};
 use crate::offload::split::Split;
 use crate::offload::train::{Destination, Train, Trains};
 use crate::stats::drop::DropReason;
 use crate::time::Time;
 use crate::wire::Malformed;
-use crate::wire::ip::{self, ECN_CE, ECN_ECT_0, IpView};
+use crate::wire::ip::{self, ECN_CE, ECN_ECT_0, IpView, PROTOCOL_UDP};
+use crate::wire::l4::UDP_HEADER_BYTES;
 use crate::wire::vnet_hdr::{VNET_HDR_BYTES, VnetHdr};
 
 /// One TUN read, lying at the start of a buffer: vnet header and packet.
@@ -107,6 +108,10 @@ pub fn superpacket<B: DerefMut<Target = [u8]>>(
             return Progress::Done;
         }
     };
+    if loops(view, peer, &buffer[packet.clone()], &ip) {
+        counters.count_drop(DropReason::Looped, left as u64);
+        return Progress::Done;
+    }
     let to = To { peer, tos: outer_tos(&buffer[packet.clone()]) };
     let framing = view.framing();
     // No train would ever take it.
@@ -197,6 +202,14 @@ fn reason(malformed: Malformed) -> DropReason {
         Malformed::Short | Malformed::NotIp | Malformed::BadLength => DropReason::OutMalformed,
         Malformed::BadOffload => DropReason::OutBadOffload,
     }
+}
+
+/// Whether `packet` is a datagram that we sealed for `peer`, or the first fragment of one: the peer's endpoint is routed into
+/// its own tunnel.
+fn loops(view: &View, peer: PeerIndex, packet: &[u8], ip: &IpView) -> bool {
+    let payload = usize::from(ip.header_bytes) + UDP_HEADER_BYTES;
+    let datagram = packet.get(payload..).filter(|_| ip.protocol == PROTOCOL_UDP);
+    datagram.is_some_and(|datagram| view.session_to(peer).is_some_and(|session| session.sealed(datagram)))
 }
 
 /// The outer header carries the inner ECN field, but congestion that the packet met before is not ours to tell: net/inet_ecn.h

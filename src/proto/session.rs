@@ -16,7 +16,9 @@ use super::crypto::{AeadKey, Secret};
 use super::replay::ReplayWindow;
 use super::timers::{KEEPALIVE_TIMEOUT, REJECT_AFTER_TIME, REKEY_AFTER_TIME, REKEY_TIMEOUT};
 use crate::time::{Span, Time};
-use crate::wire::message::{DATA_HEADER_BYTES, DATA_OVERHEAD_BYTES, DATA_TAG_BYTES, emit_data_header};
+use crate::wire::message::{
+    DATA_HEADER_BYTES, DATA_OVERHEAD_BYTES, DATA_TAG_BYTES, Kind, classify, emit_data_header,
+};
 
 /// Data messages after which a new session is wanted. Whitepaper §6.1, Rekey-After-Messages.
 pub const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
@@ -189,6 +191,11 @@ impl Session {
         let tag_at = message.len() - DATA_TAG_BYTES;
         let (front, tag) = message.split_at_mut(tag_at);
         tag.copy_from_slice(&self.sealing.seal(counter, &[], &mut front[DATA_HEADER_BYTES..]));
+    }
+
+    /// Whether `datagram` begins as those that this session sealed.
+    pub fn sealed(&self, datagram: &[u8]) -> bool {
+        matches!(classify(datagram), Some(Kind::Data { receiver, .. }) if receiver == self.remote_index)
     }
 
     /// Opens a data message in place; returns where in it the packet and its padding lie. The replay window is not asked:

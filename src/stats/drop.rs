@@ -55,6 +55,8 @@ drop_reasons! {
     StageFull Outbound "stage_full";
     /// No session could be made with the peer, or it ended: the packets that waited for it went.
     NoSession Outbound "no_session";
+    /// The packet was a datagram of ours to the peer that it was routed to: the peer's endpoint is routed into its own tunnel.
+    Looped Outbound "looped";
     /// The kernel refused the send; transient errors (no route, full queue) end here.
     SendError Outbound "send_error";
     /// The datagram came from an address that belongs to no peer.

@@ -10,12 +10,29 @@ use nix::errno::Errno;
 
 /// Makes `command` run under a seccomp filter that answers io_uring_setup with `errno`, as container runtimes do.
 pub fn forbid_io_uring(command: &mut Command, errno: Errno) {
-    // linux/bpf_common.h: load a word, jump if equal, return. The system call's number is the first word of seccomp_data.
+    forbid(command, libc::SYS_io_uring_setup, None, errno);
+}
+
+/// Makes `command` run as on a kernel that was started without IPv6.
+pub fn forbid_ipv6_sockets(command: &mut Command) {
+    forbid(command, libc::SYS_socket, Some(libc::AF_INET6 as u32), Errno::EAFNOSUPPORT);
+}
+
+/// Makes `command` run under a seccomp filter that answers `call` with `errno`, if its first argument is `first`.
+fn forbid(command: &mut Command, call: libc::c_long, first: Option<u32>, errno: Errno) {
+    // linux/bpf_common.h: load a word, jump if equal, return. The system call's number is the first word of seccomp_data,
+    // the low half of its first argument the fifth.
     let (load, jump_if_equal, give_back) = (0x20, 0x15, 0x06);
     let filter = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let (argument, jump) = match first {
+        Some(first) => (16, filter(jump_if_equal, 0, 1, first)),
+        None => (0, filter(jump_if_equal, 0, 1, call as u32)),
+    };
     let mut program = [
         filter(load, 0, 0, 0),
-        filter(jump_if_equal, 0, 1, libc::SYS_io_uring_setup as u32),
+        filter(jump_if_equal, 0, 3, call as u32),
+        filter(load, 0, 0, argument),
+        jump,
         filter(give_back, 0, 0, libc::SECCOMP_RET_ERRNO | errno as u32),
         filter(give_back, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];

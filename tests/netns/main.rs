@@ -4,7 +4,9 @@
 //! |---|---|
 //! | [`rig`] | hosts (namespaces) and the wires between them |
 //! | [`tunnel`] | one `uringvpn` process: start, stop, what it printed |
+//! | [`ends`] | ends of encrypted tunnels, ours and others, and their keys |
 //! | [`traffic`] | ping, iperf3, files with their hash, UDP in order |
+//! | [`filter`] | nftables: what is counted, dropped, translated on a host |
 //! | [`kernel`] | the few calls that need `unsafe`: a seccomp filter, raw frames |
 //! | [`modes`] | both ends of a tunnel, sealed or plain |
 //! | [`offload`], [`faults`], [`junk`], [`cost`] | the tests in both modes |
@@ -15,25 +17,34 @@
 //! | [`daemon`] | one encrypted `uringvpn` before them |
 //! | [`observed`], [`timers`], [`hostile`], [`bent`], [`flood`] | what they see of it, and what it withstands |
 //! | [`nonce`] | what the encrypted tunnel sends, captured on the wire |
+//! | [`nat`], [`source_address`], [`routing`], [`mtu`], [`cryptokeys`], [`interop`], [`outages`] | scenarios: what surrounds an encrypted tunnel, what it is told, what befalls it |
 //!
-//! Needs root, ip(8), ss(8), tc(8), ethtool(8), ping(8), iperf3(1), setpriv(1), unshare(1), prlimit(1), taskset(1), wg(8), wg-quick(8), wireguard-go, boringtun-cli. Without root a test prints that it was skipped, or fails if the
+//! Needs root, ip(8), ss(8), tc(8), ethtool(8), ping(8), iperf3(1), setpriv(1), unshare(1), prlimit(1), taskset(1), nft(8), conntrack(8),
+//! wg(8), wg-quick(8), wireguard-go, boringtun-cli. Without root a test prints that it was skipped, or fails if the
 //! environment says `CI=true`. Times are printed; asserted only where something would otherwise hang.
 #![allow(clippy::unwrap_used)]
 
 mod bent;
 mod cost;
+mod cryptokeys;
 mod daemon;
+mod ends;
 mod faults;
+mod filter;
 mod flood;
 mod forwarding;
 mod hostile;
+mod interop;
 mod junk;
 mod kernel;
 mod lifecycle;
 mod modes;
+mod mtu;
+mod nat;
 mod nonce;
 mod observed;
 mod offload;
+mod outages;
 #[path = "../packets/mod.rs"]
 mod packets;
 mod raw_peer;
@@ -41,7 +52,9 @@ mod raw_session;
 mod refusals;
 mod reload;
 mod rig;
+mod routing;
 mod settings;
+mod source_address;
 mod spoof;
 mod startup;
 mod timers;

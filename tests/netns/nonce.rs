@@ -11,9 +11,9 @@ use std::time::Duration;
 use nix::sys::socket::sockopt::RcvBufForce;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket};
 
+use crate::ends::ours;
 use crate::rig::{Family, Host, Rig, inner, outer, wait_until};
 use crate::traffic::{Iperf, reaches};
-use crate::wireguard::ours;
 
 /// Header of IPv4 without options, and of UDP.
 const HEADERS_BYTES: usize = 28;

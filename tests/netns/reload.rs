@@ -6,10 +6,10 @@ use std::path::PathBuf;
 
 use nix::sys::signal::{Signal, kill};
 
+use crate::ends::{End, Keys, Program, interface};
 use crate::rig::{Family, Host, Rig, inner, outer, wait_until};
 use crate::traffic::reaches;
 use crate::tunnel::{PROGRAM, Tunnel};
-use crate::wireguard::{End, Keys, Program, interface};
 
 /// The near end: a process, its file, and how often it was told to read it.
 struct Near<'a> {

@@ -74,6 +74,11 @@ impl Host {
         host
     }
 
+    /// What ip(8) calls it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// `words` as a command on this host; it dies with the thread that starts it.
     pub fn command<W: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = W>) -> Command {
         let mut command = Command::new("ip");
@@ -157,6 +162,17 @@ impl Drop for Host {
 enum Turn {
     Shared { _guard: RwLockReadGuard<'static, ()> },
     Alone { _guard: RwLockWriteGuard<'static, ()> },
+    Aside,
+}
+
+impl Turn {
+    fn shared() -> Turn {
+        Turn::Shared { _guard: MACHINE.read().unwrap_or_else(PoisonError::into_inner) }
+    }
+
+    fn alone() -> Turn {
+        Turn::Alone { _guard: MACHINE.write().unwrap_or_else(PoisonError::into_inner) }
+    }
 }
 
 /// Hosts and wires; host 0 has a wire to every other.
@@ -168,20 +184,25 @@ pub struct Rig {
 impl Rig {
     /// Two hosts for a test that may run beside others; `None` without root.
     pub fn pair() -> Option<Rig> {
-        Rig::new(2, false)
+        Rig::new(2, Turn::shared)
     }
 
     /// Two hosts for a test that must have the machine to itself; `None` without root.
     pub fn pair_alone() -> Option<Rig> {
-        Rig::new(2, true)
+        Rig::new(2, Turn::alone)
+    }
+
+    /// Two hosts for a test that lasts long and does little: it runs beside those that have the machine to themselves, too.
+    pub fn pair_aside() -> Option<Rig> {
+        Rig::new(2, || Turn::Aside)
     }
 
     /// Three hosts, the first between the others; `None` without root.
     pub fn three() -> Option<Rig> {
-        Rig::new(3, false)
+        Rig::new(3, Turn::shared)
     }
 
-    fn new(count: usize, alone: bool) -> Option<Rig> {
+    fn new(count: usize, turn: fn() -> Turn) -> Option<Rig> {
         if !nix::unistd::geteuid().is_root() {
             assert!(std::env::var("CI").as_deref() != Ok("true"), "needs root, and CI=true forbids skipping");
             // Straight to the descriptor: the test harness would swallow what a passing test prints.
@@ -190,11 +211,7 @@ impl Rig {
             return None;
         }
         SWEEP.call_once(sweep_killed_runs);
-        let turn = if alone {
-            Turn::Alone { _guard: MACHINE.write().unwrap_or_else(PoisonError::into_inner) }
-        } else {
-            Turn::Shared { _guard: MACHINE.read().unwrap_or_else(PoisonError::into_inner) }
-        };
+        let turn = turn();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let letters = ['a', 'b', 'c'];
         let name = |letter| format!("uvt-{}-{number}-{letter}", std::process::id());
@@ -218,10 +235,16 @@ impl Rig {
     }
 }
 
-/// Polls `ready` for at most 10 seconds; the only place that waits for something to come true.
+/// Polls `ready` for at most 10 seconds.
 #[track_caller]
-pub fn wait_until(what: &str, mut ready: impl FnMut() -> bool) {
-    let give_up = Instant::now() + Duration::from_secs(10);
+pub fn wait_until(what: &str, ready: impl FnMut() -> bool) {
+    wait_at_most(10, what, ready);
+}
+
+/// Polls `ready` for at most `seconds`; the only place that waits for something to come true.
+#[track_caller]
+pub fn wait_at_most(seconds: u64, what: &str, mut ready: impl FnMut() -> bool) {
+    let give_up = Instant::now() + Duration::from_secs(seconds);
     while !ready() {
         assert!(Instant::now() < give_up, "waited in vain for: {what}");
         thread::sleep(Duration::from_millis(5));

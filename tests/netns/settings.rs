@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use uringvpn::proto::keys::{PresharedKey, PrivateKey, PublicKey};
 
+use crate::ends::{End, Keys, Program, ours};
 use crate::rig::{Family, Rig, inner, wait_until};
 use crate::traffic::{Stream, ping, reaches};
 use crate::tunnel::Tunnel;
-use crate::wireguard::{End, Keys, Program, ours};
 
 /// The answer to a request of the configuration protocol.
 fn ask(end: &End, request: &str) -> String {

@@ -16,10 +16,10 @@ use nix::unistd::Pid;
 use uringvpn::io::tun::{self, OffloadSwitches, TunRequest};
 use uringvpn::proto::keys::PresharedKey;
 
+use crate::ends::{End, Keys, Program, interface, ours};
 use crate::rig::{Family, Host, Rig, inner, outer, wait_until};
 use crate::traffic::{ping, reaches};
 use crate::tunnel::{PROGRAM, Tunnel};
-use crate::wireguard::{End, Keys, Program, interface, ours};
 
 fn socket_of(name: &str) -> PathBuf {
     PathBuf::from(format!("/var/run/wireguard/{name}.sock"))

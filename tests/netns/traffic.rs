@@ -23,13 +23,24 @@ pub fn reaches(from: &Host, to: IpAddr) -> bool {
     from.command(["ping", "-n", "-q", "-c", "1", "-W", "0.3", &to]).output().unwrap().status.success()
 }
 
-/// Sends `count` pings whose IP packets have exactly `packet_bytes`, unfragmented; all must be answered.
+/// Sends `count` pings at once whose IP packets have exactly `packet_bytes`, unfragmented; all must be answered.
 #[track_caller]
 pub fn ping(from: &Host, to: IpAddr, count: u32, packet_bytes: u32) {
     let headers = if to.is_ipv4() { 20 + 8 } else { 40 + 8 };
     let size = packet_bytes - headers;
-    let text = from.run(&format!("ping -n -q -M do -i 0.01 -W 5 -c {count} -s {size} {to}"));
+    // Once there was an answer ping waits for the others no longer than its interval, which must outlast a busy machine.
+    let text = from.run(&format!("ping -n -q -M do -l {count} -i 5 -W 5 -c {count} -s {size} {to}"));
     assert!(text.contains(&format!("{count} received")), "{text}");
+}
+
+/// Sends `count` pings a tenth of a second apart; says how many were answered.
+#[track_caller]
+pub fn answered(from: &Host, to: IpAddr, count: u32, options: &str) -> u32 {
+    let words = format!("ping -n -q -i 0.1 -W 1 -c {count} {options} {to}");
+    let output = from.command(words.split_whitespace()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let number = text.split(" received").next().and_then(|before| before.rsplit(' ').next()?.parse().ok());
+    number.unwrap_or_else(|| panic!("{words}: {text}{}", String::from_utf8_lossy(&output.stderr)))
 }
 
 /// A random generator with a seed (splitmix64), so that a failure can be had again.

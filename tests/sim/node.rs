@@ -134,7 +134,7 @@ impl Node {
         let wall = identity.wall(now);
         let mut exchange = Exchange::new(Tunnel::new(workers, seed), ways);
         let others: Vec<_> = (0..plan.workers.len()).filter(|other| *other != host).collect();
-        exchange.tunnel.apply(request(host, &others, plan, endpoints), now, wall);
+        exchange.tunnel.apply(&request(host, &others, plan, endpoints), now, wall);
         exchange.link_changed(true, plan.mtu, now, wall);
         Node {
             identity,
