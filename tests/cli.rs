@@ -20,7 +20,7 @@ const KEY: &str = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
 const SECRET: &str = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=";
 
 /// Every option of the command without its dashes.
-const OPTIONS: [&str; 17] = [
+const OPTIONS: [&str; 18] = [
     "peer",
     "private-key",
     "config",
@@ -37,6 +37,7 @@ const OPTIONS: [&str; 17] = [
     "pin",
     "foreground",
     "stats-interval",
+    "metrics",
     "log-level",
 ];
 
@@ -100,6 +101,7 @@ fn help_names_every_option_and_its_environment_variable() {
         "genkey",
         "pubkey",
         "genpsk",
+        "show",
         "wg-quick up ./wg0.conf",
         "Examples:",
         "Exit codes:",
@@ -110,6 +112,17 @@ fn help_names_every_option_and_its_environment_variable() {
     ] {
         assert!(help.contains(words), "no {words:?}");
     }
+}
+
+#[test]
+fn show_says_which_tunnel_does_not_run_and_which_name_cannot_be() {
+    let absent = run(&["show", "uvabsent0"]);
+    assert_eq!(absent.status.code(), Some(1));
+    assert_eq!(text(&absent.stderr), "uringvpn: uvabsent0: no such tunnel is running\n");
+    let impossible = run(&["show", "../etc"]);
+    assert_eq!(impossible.status.code(), Some(1));
+    assert!(text(&impossible.stderr).contains("\"../etc\""), "{}", text(&impossible.stderr));
+    assert_eq!(run(&["show", "uvabsent0", "--json", "--check"]).status.code(), Some(2));
 }
 
 #[test]
@@ -269,6 +282,7 @@ fn every_environment_variable_is_honoured() {
         ("mtu", "1"),
         ("queues", "0"),
         ("stats-interval", "0"),
+        ("metrics", "9586"),
         ("plaintext", "perhaps"),
         ("no-routes", "perhaps"),
         ("pin", "perhaps"),

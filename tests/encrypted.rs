@@ -220,15 +220,6 @@ fn an_inner_source_of_somebody_else_is_dropped_but_the_peer_was_heard() {
 }
 
 #[test]
-fn a_packet_too_long_for_any_datagram_is_dropped_and_blocks_nobody() {
-    let mut end = End::new(Role::Initiator);
-    end.view.mtu = u16::MAX;
-    assert!(end.seal(&single(&Packet::udp(false, payload(65_507, 1)))).is_empty());
-    assert_eq!(end.dropped(DropReason::SendError), 1);
-    assert_eq!(end.seal(&single(&Packet::udp(false, payload(65_444, 1)))).len(), 1);
-}
-
-#[test]
 fn a_datagram_that_comes_back_to_be_sealed_again_is_dropped() {
     for v6 in [false, true] {
         let end = End::new(Role::Initiator);

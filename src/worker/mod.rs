@@ -80,7 +80,7 @@ pub fn run(config: DeviceConfig, file: Option<Box<ConfigFile>>, ready: impl FnOn
 fn observe(metrics: Option<TcpListener>, name: &str, crew: &Crew) -> Option<Observer> {
     let show = uapi_socket::bind_in(Path::new(observer::DIRECTORY), name);
     let show =
-        show.inspect_err(|error| tracing::warn!("`uringvpn show` cannot look at this tunnel: {error}")).ok();
+        show.inspect_err(|error| tracing::info!("`uringvpn show` cannot look at this tunnel: {error}")).ok();
     let sources = Sources { questions: crew.questions(), commands: crew.commands() };
     observer::serve(show, metrics, sources)
         .inspect_err(|error| tracing::warn!("nobody can watch this tunnel: {error}"))

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -107,11 +107,14 @@ impl End {
         port: u16,
     ) -> End {
         let interface = interface.to_owned();
-        let process = Tunnel::spawn(command);
         let socket = PathBuf::from(format!("/var/run/wireguard/{interface}.sock"));
+        let inode = || fs::metadata(&socket).map(|socket| socket.ino()).ok();
+        // One that was killed has left its own.
+        let stale = inode();
+        let process = Tunnel::spawn(command);
         wait_until("the configuration socket", || {
             assert!(process.is_alive(), "{program:?} ended early: {}", process.output());
-            socket.exists() && host.has_link(&interface)
+            inode().is_some() && inode() != stale && host.has_link(&interface)
         });
         let end = End { program, process, interface };
         // Of one that was killed, the port may be taken for a moment; ours waits for it.

@@ -57,7 +57,7 @@ fn a_full_load_of_tcp_is_finished_with_and_accounted_for_when_it_ends() {
             thread::sleep(Duration::from_millis(300));
             let (near, took) = pair.near.end(Signal::SIGTERM);
             println!("{io} {direction}: {:.1} ms", took.as_secs_f64() * 1e3);
-            assert!(near.total("in_datagrams") > 1000, "{}", near.output);
+            assert!(near.total("in_datagrams") > 100, "{}", near.output);
             assert!(took < Duration::from_secs(2), "{io}: took {took:?}");
             pair.far.stop();
             drop(client);

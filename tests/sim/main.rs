@@ -79,10 +79,11 @@ fn the_laws_hold_whatever_happens() {
 }
 
 /// What only an encrypted tunnel drops for.
-const ENCRYPTED_ONLY: [DropReason; 11] = [
+const ENCRYPTED_ONLY: [DropReason; 12] = [
     DropReason::StageFull,
     DropReason::NoSession,
     DropReason::OutTooLong,
+    DropReason::Looped,
     DropReason::NotWireGuard,
     DropReason::UnknownIndex,
     DropReason::KeyExpired,
@@ -94,8 +95,9 @@ const ENCRYPTED_ONLY: [DropReason; 11] = [
 ];
 
 /// What an encrypted tunnel never drops for, or not here: strangers are told by their keys, peers seal whole packets, the
-/// MTU is far below what a datagram holds, the fake TUN takes everything, and no session lasts for the 8,000 packets of a replay window.
-const NOT_ENCRYPTED: [DropReason; 5] = [
+/// MTU is far below what a datagram holds, no
+/// endpoint is routed into its tunnel, the fake TUN takes everything, and no session lasts for the 8,000 packets of a replay window.
+const NOT_ENCRYPTED: [DropReason; 6] = [
     DropReason::OutTooLong,
     DropReason::UnknownSource,
     DropReason::TooOld,
