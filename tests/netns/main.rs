@@ -9,6 +9,7 @@
 //! | [`modes`] | both ends of a tunnel, sealed or plain |
 //! | [`offload`], [`faults`], [`junk`], [`cost`] | the tests in both modes |
 //! | [`forwarding`], [`lifecycle`], [`refusals`] | the tests in plaintext mode |
+//! | [`report`] | the page that `uringvpn report` draws, and how a browser shows it |
 //! | [`wireguard`] | the tests of the encrypted tunnel, beside wireguard-go, boringtun, `wg` and `wg-quick` |
 //!
 //! Needs root, ip(8), ss(8), tc(8), ethtool(8), ping(8), iperf3(1), setpriv(1), wg(8), wg-quick(8), wireguard-go, boringtun-cli. Without root a test prints that it was skipped, or fails if the
@@ -26,6 +27,7 @@ mod offload;
 #[path = "../packets/mod.rs"]
 mod packets;
 mod refusals;
+mod report;
 mod rig;
 mod traffic;
 mod tunnel;

@@ -73,6 +73,7 @@ fn scaled_unit(max: f64, unit: &str) -> (f64, String) {
         [(1e12, "T", "trillion"), (1e9, "G", "billion"), (1e6, "M", "million"), (1e3, "k", "thousand")];
     match prefixes.into_iter().find(|(size, ..)| max >= *size) {
         Some((size, prefix, _)) if unit.starts_with("bit") => (size, format!("{prefix}{unit}")),
+        Some((size, _, word)) if unit.starts_with('/') => (size, format!("{word}{unit}")),
         Some((size, _, word)) => (size, format!("{word} {unit}")),
         None => (1.0, unit.to_owned()),
     }
@@ -299,7 +300,9 @@ pub fn bars(distributions: &[&Distribution], labels: &[&str]) -> String {
     let mut canvas = Canvas::new(360.0, 190.0);
     let shares: Vec<Vec<(u32, f64)>> = distributions.iter().map(|found| by_power(found)).collect();
     let powers = shares.iter().flatten().map(|(power, _)| *power);
-    let (first, last) = (powers.clone().min().unwrap_or(0), powers.max().unwrap_or(3));
+    let (first, last) = (powers.clone().min().unwrap_or(0), powers.max().unwrap_or(0));
+    // A single bar as wide as the plot would look like a wall.
+    let last = last.max(first + 3);
     let y = canvas.y(0.0, 1.0);
     for tick in [0.0, 0.25, 0.5, 0.75, 1.0] {
         canvas.tick_y(y.at(tick), &format!("{} %", tick * 100.0));

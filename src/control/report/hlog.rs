@@ -136,7 +136,7 @@ mod tests {
         assert_eq!((name.as_str(), other.as_str()), ("wg0-outbound.hlog", "wg0-inbound.hlog"));
         let lines: Vec<_> = text.lines().filter(|line| !line.starts_with(['#', '"'])).collect();
         assert_eq!(lines.len(), 3);
-        assert!(lines[1].starts_with("1.000,1.000,0.200,HISTFAAA"), "{}", lines[1]);
+        assert!(lines[1].starts_with("1.000,1.000,0.201,HISTFAAA"), "{}", lines[1]);
         assert!(text.contains("#[BaseTime: 1700000000.250 (seconds since epoch)]"));
     }
 

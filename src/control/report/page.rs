@@ -59,7 +59,7 @@ pub fn page(run: &Run, other: Option<&Run>) -> String {
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/>\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\"/>\
-         <title>{title}</title><style>\n{STYLE}</style></head>\n<body>\n<h1>{interface}</h1>\n\
+         <title>{title}</title><style>\n{STYLE}</style></head>\n<body>\n<h1>{interface} <small>tunnel report</small></h1>\n\
          <p class=\"subtitle\">{subtitle}</p>\n{compared}{}{}\
          {DATA_BEGIN}{}{DATA_END}\n</body></html>\n",
         pictures(run, other),

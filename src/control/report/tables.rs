@@ -40,7 +40,7 @@ fn difference(ours: f64, theirs: f64, better: Better) -> String {
         return "<span class=\"same\">=</span>".to_owned();
     }
     if theirs == 0.0 {
-        return "<span class=\"same\">was 0</span>".to_owned();
+        return "<span class=\"same\">new</span>".to_owned();
     }
     let percent = (ours - theirs) / theirs * 100.0;
     let class = match better {
@@ -85,13 +85,16 @@ pub fn tiles(run: &Run, other: Option<&Run>) -> String {
         let ours = read(run);
         let _ = write!(text, "<div><span>{label}</span><b>{}</b>", format(ours));
         if let Some(theirs) = other.map(read) {
-            let _ =
-                write!(text, "<small>{} than {}</small>", difference(ours, theirs, better), format(theirs));
+            let _ = write!(
+                text,
+                "<small>{} against {}</small>",
+                difference(ours, theirs, better),
+                format(theirs)
+            );
         }
         text += "</div>";
     }
-    // `=` is read alone.
-    (text + "</div>\n").replace("=</span> than ", "=</span> ").replace("was 0</span> than ", "was</span> ")
+    text + "</div>\n"
 }
 
 /// A table; cells are markup already.
@@ -317,7 +320,7 @@ mod tests {
         assert!(marked(100.5, 100.0, Better::Less).contains("class=\"same\""));
         assert!(marked(1e6, 1.0, Better::Less).contains("×1000000"));
         assert!(
-            marked(5.0, 0.0, Better::Less).contains("was 0") && marked(0.0, 0.0, Better::More).contains('=')
+            marked(5.0, 0.0, Better::Less).contains("new") && marked(0.0, 0.0, Better::More).contains('=')
         );
     }
 
