@@ -69,7 +69,7 @@ fn counted(log: &str) -> Vec<u64> {
 /// Has a browser draw `page` into `picture`; false when there is no browser.
 fn photograph(page: &str, picture: &str) -> bool {
     let there = |name: &&str| Command::new(name).arg("--version").output().is_ok();
-    let Some(browser) = BROWSERS.into_iter().find(|name| there(&name)) else { return false };
+    let Some(browser) = BROWSERS.into_iter().find(there) else { return false };
     let profile = tempfile::tempdir().unwrap();
     let output = Command::new(browser)
         .args(["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1280,4000"])

@@ -21,6 +21,11 @@ enum Better {
     Neither,
 }
 
+/// A number's label, how it is read off a run, how it is written, which way it should go.
+type Tile<'a> = (&'a str, &'a dyn Fn(&Run) -> f64, &'a dyn Fn(f64) -> String, Better);
+/// A setting's label, and how it is read off a run.
+type Setting<'a> = (&'a str, &'a dyn Fn(&Run) -> String);
+
 /// A quantity in its unit.
 pub fn quantity(value: u64, unit: &str) -> String {
     show::quantity(value, unit).replace(" us", " µs")
@@ -70,7 +75,7 @@ pub fn tiles(run: &Run, other: Option<&Run>) -> String {
         let packets = run.counted("sent_datagrams") + run.counted("written_packets");
         if packets == 0 { 0.0 } else { run.counted("enters") as f64 / packets as f64 }
     };
-    let rows: [(&str, &dyn Fn(&Run) -> f64, &dyn Fn(f64) -> String, Better); 8] = [
+    let rows: [Tile<'_>; 8] = [
         ("outbound", &|run| run.rate("out_bytes") * 8.0, &bits, Better::More),
         ("inbound", &|run| run.rate("written_bytes") * 8.0, &bits, Better::More),
         ("packets out a second", &|run| run.rate("sent_datagrams"), &count, Better::More),
@@ -246,7 +251,7 @@ fn peer_row(run: &Run, peer: &crate::stats::snapshot::PeerSnapshot, rx: u64, tx:
 
 /// Where and how a run was made.
 pub fn settings(run: &Run, other: Option<&Run>) -> String {
-    let rows: [(&str, &dyn Fn(&Run) -> String); 9] = [
+    let rows: [Setting<'_>; 9] = [
         ("interface", &|run| run.last.interface.clone()),
         ("uringvpn", &|run| run.last.version.clone()),
         ("kernel", &|run| run.host.kernel.clone()),
