@@ -3,7 +3,7 @@
 //! 0: done, or running in the background. 1: failed at run time. 2: the command line, the environment or a file named
 //! there is wrong.
 
-use std::io::{Write, stdin, stdout};
+use std::io::{Write, stderr, stdin, stdout};
 use std::process::ExitCode;
 
 use nix::sys::prctl::set_dumpable;
@@ -15,6 +15,7 @@ use uringvpn::control::config::DeviceConfig;
 use uringvpn::control::config_file::ConfigFile;
 use uringvpn::control::key_commands::{self, KeyCommandError};
 use uringvpn::control::logging;
+use uringvpn::control::report::{self, Report, ReportError};
 use uringvpn::control::show::{self, Show, ShowError};
 use uringvpn::io::daemon::{self, Daemon, Detached, Keep, notify_started};
 use uringvpn::io::features;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
     match cli::parse(std::env::args_os()) {
         Ok(Invocation::Probe) => probe(),
         Ok(Invocation::Show(wanted)) => show(&wanted),
+        Ok(Invocation::Report(wanted)) => report(&wanted),
         Ok(Invocation::GenerateKey) => generate(key_commands::generate_private),
         Ok(Invocation::GeneratePresharedKey) => generate(key_commands::generate_preshared),
         Ok(Invocation::PublicKey) => {
@@ -126,6 +128,18 @@ fn show(wanted: &Show) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever stops reading has seen enough.
         Err(ShowError::Print(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => failure(&error.to_string()),
+    }
+}
+
+/// Watches a tunnel and draws what it did.
+fn report(wanted: &Report) -> ExitCode {
+    match report::run(wanted, &mut stdout().lock(), &mut stderr()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever stops reading has seen enough.
+        Err(ReportError::Write(_, error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
         Err(error) => failure(&error.to_string()),
     }
 }

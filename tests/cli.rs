@@ -350,6 +350,22 @@ fn closed_and_full_standard_streams_change_the_exit_code_of_nothing() {
 }
 
 #[test]
+fn a_report_of_no_tunnel_or_of_absurd_length_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let page = directory.path().join("report.html");
+    let page = page.to_str().unwrap();
+    assert_refused(&run(&["report", "none0", "-o", page]), 1, &["none0: no such tunnel is running"]);
+    assert_refused(&run(&["report", "a/b", "-o", page]), 1, &["the interface name \"a/b\""]);
+    assert_refused(&run(&["report", "--from", page, "-o", page]), 1, &["cannot read ", page]);
+    for seconds in ["0", "3601", "-1", "many"] {
+        let output = run(&["report", "none0", &format!("--seconds={seconds}"), "-o", page]);
+        assert_eq!(output.status.code(), Some(2), "{seconds}");
+        assert!(text(&output.stderr).contains("--seconds"), "{}", text(&output.stderr));
+    }
+    assert!(fs::read_dir(directory.path()).unwrap().next().is_none());
+}
+
+#[test]
 fn an_error_nobody_reads_does_not_keep_the_process() {
     let (mut reader, writer) = std::io::pipe().unwrap();
     let mut filler = writer.try_clone().unwrap();

@@ -15,6 +15,7 @@ use uringvpn::control::uapi_socket;
 use uringvpn::io::clock;
 use uringvpn::stats::counters::WorkerCounters;
 use uringvpn::stats::drop::DropReason;
+use uringvpn::stats::histograms::Histograms;
 use uringvpn::stats::recorder::{self, Delivery, Departure, Reporter};
 use uringvpn::stats::snapshot::Snapshot;
 use uringvpn::stats::thread::{self, Setup, StatsHandle};
@@ -113,6 +114,24 @@ fn a_snapshot_tells_what_was_counted_and_recorded() {
     assert!(stage("outbound_seal").p50.abs_diff(30_000) <= 300);
     assert_eq!(snapshot.workers[0].last_second.len(), snapshot.distributions.len());
     assert_eq!(snapshot.seconds[0].counters["written_packets"], 7);
+}
+
+#[test]
+fn histograms_hold_every_value_that_was_recorded() {
+    let watched = Watched::start();
+    let answer: Histograms = serde_json::from_str(&watched.ask(b"histograms\n")).unwrap();
+    assert_eq!((answer.schema, answer.counters["sent_datagrams"]), (1, 45));
+    let snapshot = watched.show();
+    for (ours, theirs) in answer.distributions.iter().zip(&snapshot.distributions) {
+        assert_eq!(
+            (&ours.name, ours.count(), ours.max().unwrap_or(0)),
+            (&theirs.name, theirs.count, theirs.max)
+        );
+        assert_eq!(ours.at(0.5).unwrap_or(0), theirs.p50, "{}", ours.name);
+    }
+    let outbound = &answer.distributions[0];
+    assert_eq!((outbound.name.as_str(), outbound.buckets.len(), outbound.buckets[0].1), ("outbound", 1, 45));
+    assert!(outbound.buckets[0].0.abs_diff(40_000) <= 400);
 }
 
 #[test]

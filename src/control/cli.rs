@@ -30,6 +30,7 @@ use super::endpoint::{Listen, parse_address};
 use super::environment::WgEnvironment;
 use super::name::TUN_DEFAULT;
 use super::peer::{PeerConfig, PeerText};
+use super::report::{Report, SECONDS_MAX};
 use super::secret::{self, holds_key, quote};
 use super::show::Show;
 use crate::proto::keys::KeyError;
@@ -52,6 +53,8 @@ pub enum Invocation {
     Probe,
     /// Print what running tunnels do.
     Show(Show),
+    /// Watch a tunnel and draw what it did.
+    Report(Report),
     /// Print a new private key.
     GenerateKey,
     /// Print the public key to a private key.
@@ -95,6 +98,9 @@ where
         Some(Command::Probe) => return Ok(Invocation::Probe),
         Some(Command::Show { name, json, check }) => {
             return Ok(Invocation::Show(Show { name, json, check }));
+        }
+        Some(Command::Report { name, seconds, output, against, from, json, hlog }) => {
+            return Ok(Invocation::Report(Report { name, seconds, output, from, against, json, hlog }));
         }
         Some(Command::Genkey) => return Ok(Invocation::GenerateKey),
         Some(Command::Pubkey) => return Ok(Invocation::PublicKey),
@@ -175,6 +181,11 @@ Examples:
     uringvpn probe
     uringvpn show
 
+  Ten seconds of a running tunnel as a page of pictures, and ten more beside them:
+
+    uringvpn report -o before.html
+    uringvpn report -o after.html --against before.html
+
 Exit codes:
   0  the tunnel ran and was stopped, or is running in the background
   1  something failed, the message says what
@@ -184,7 +195,7 @@ Exit codes:
 #[command(
     name = "uringvpn",
     version,
-    override_usage = "uringvpn [OPTIONS] --private-key <FILE> --peer <PEER>...\n       uringvpn [OPTIONS] --config <FILE>\n       uringvpn [OPTIONS] <NAME>\n       uringvpn [OPTIONS] --plaintext --peer <PEER>...\n       uringvpn genkey | pubkey | genpsk | probe | show",
+    override_usage = "uringvpn [OPTIONS] --private-key <FILE> --peer <PEER>...\n       uringvpn [OPTIONS] --config <FILE>\n       uringvpn [OPTIONS] <NAME>\n       uringvpn [OPTIONS] --plaintext --peer <PEER>...\n       uringvpn genkey | pubkey | genpsk | probe | show | report",
     about = ABOUT,
     long_about = LONG_ABOUT,
     after_long_help = EXAMPLES,
@@ -218,6 +229,34 @@ enum Command {
         /// Only whether every packet is accounted for: in = out + dropped + staged + in flight
         #[arg(long)]
         check: bool,
+    },
+    /// Watch a running tunnel for some seconds and draw what it did into one page
+    ///
+    /// Throughput, latency by percentile and over time, drops, workers and peers, in one HTML file that needs no network.
+    /// The page holds its data, so that a later report can stand beside it: --against.
+    Report {
+        /// Interface of the tunnel; not needed if only one runs
+        #[arg(conflicts_with = "from")]
+        name: Option<String>,
+        /// How long to watch, 1 to 3600
+        #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=i64::from(SECONDS_MAX)))]
+        #[arg(conflicts_with = "from")]
+        seconds: u32,
+        /// The page to write; - is standard output
+        #[arg(long, short, value_name = "FILE", default_value = "report.html")]
+        output: PathBuf,
+        /// Draw beside an earlier report, its page or its JSON, with the differences marked
+        #[arg(long, value_name = "FILE")]
+        against: Option<PathBuf>,
+        /// Draw an earlier report again, its page or its JSON, instead of watching
+        #[arg(long, value_name = "FILE")]
+        from: Option<PathBuf>,
+        /// Write the data alone, too
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// Write latencies as HdrHistogram logs, too: NAME-outbound.hlog and NAME-inbound.hlog, a line per second
+        #[arg(long, value_name = "DIR")]
+        hlog: Option<PathBuf>,
     },
     /// Print a new private key
     Genkey,

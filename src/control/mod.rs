@@ -13,6 +13,7 @@ pub mod name;
 pub mod netlink;
 pub mod observer;
 pub mod peer;
+pub mod report;
 pub mod resolve;
 pub mod secret;
 pub mod show;

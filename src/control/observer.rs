@@ -7,6 +7,7 @@
 //! | listener | question | answer |
 //! |---|---|---|
 //! | Unix socket, its owner's alone | `show` and a line feed | [`Snapshot`] as JSON |
+//! | | `histograms` and a line feed | [`Histograms`] as JSON |
 //! | `--metrics ADDR:PORT` | `GET /metrics` | OpenMetrics text |
 
 use std::collections::VecDeque;
@@ -25,7 +26,8 @@ use super::uapi_socket::{Command, Listener};
 use crate::io::clock;
 use crate::io::wake::Waker;
 use crate::proto::keys::PublicKey;
-use crate::stats::openmetrics::CONTENT_TYPE;
+use crate::stats::histograms::Histograms;
+use crate::stats::openmetrics::{CONTENT_TYPE, Metrics};
 use crate::stats::snapshot::{PeerSnapshot, Snapshot};
 use crate::stats::thread::Question;
 use crate::time::{Span, Time, WallTime};
@@ -67,10 +69,20 @@ impl Sources {
         Some(snapshot)
     }
 
-    fn metrics(&self) -> Option<String> {
+    /// What was counted and recorded.
+    fn recorded(&self) -> Option<Box<Metrics>> {
         let (reply, answer) = bounded(1);
         self.questions.send_timeout(Question::Metrics(clock::now(), reply), ANSWER_TIME).ok()?;
-        answer.recv_timeout(ANSWER_TIME).ok()?.text().ok()
+        answer.recv_timeout(ANSWER_TIME).ok()
+    }
+
+    fn metrics(&self) -> Option<String> {
+        self.recorded()?.text().ok()
+    }
+
+    fn histograms(&self) -> Option<Histograms> {
+        let recorded = self.recorded()?;
+        Some(Histograms::of(&recorded.workers, &recorded.distributions, recorded.uptime_seconds))
     }
 }
 
@@ -356,13 +368,12 @@ impl Watcher {
 /// JSON and a line feed.
 fn reply_to_show(question: &[u8], sources: &Sources) -> Vec<u8> {
     let line = question.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    let mut json = match line {
-        b"show" => match sources.snapshot().map(|snapshot| serde_json::to_vec(&snapshot)) {
-            Some(Ok(json)) => json,
-            _ => br#"{"error":"the tunnel does not answer"}"#.to_vec(),
-        },
-        _ => br#"{"error":"unknown question; `show` is known"}"#.to_vec(),
+    let answer = match line {
+        b"show" => sources.snapshot().and_then(|snapshot| serde_json::to_vec(&snapshot).ok()),
+        b"histograms" => sources.histograms().and_then(|histograms| serde_json::to_vec(&histograms).ok()),
+        _ => Some(br#"{"error":"unknown question; `show` and `histograms` are known"}"#.to_vec()),
     };
+    let mut json = answer.unwrap_or_else(|| br#"{"error":"the tunnel does not answer"}"#.to_vec());
     json.push(b'\n');
     json
 }

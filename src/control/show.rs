@@ -10,6 +10,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
+
 use super::name::{NameProblem, check_name};
 use super::observer::DIRECTORY;
 use crate::stats::snapshot::{Balance, PeerSnapshot, Quantiles, Snapshot, WorkerSnapshot};
@@ -87,14 +89,14 @@ fn page(show: &Show, name: &str) -> Result<String, ShowError> {
     if show.check {
         check(name)
     } else if show.json {
-        ask(name)
+        ask(name, "show")
     } else {
         Ok(for_people(&look(name)?))
     }
 }
 
 /// Interfaces with a socket in `directory`, in the order of their names.
-fn running(directory: &Path) -> Vec<String> {
+pub(super) fn running(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let name = |path: PathBuf| Some(path.file_name()?.to_str()?.strip_suffix(".sock")?.to_owned());
     let mut names: Vec<_> = entries.filter_map(|entry| name(entry.path())).collect();
@@ -102,8 +104,8 @@ fn running(directory: &Path) -> Vec<String> {
     names
 }
 
-/// The JSON of one tunnel, its line end included.
-fn ask(name: &str) -> Result<String, ShowError> {
+/// What the tunnel answers to `question`, JSON with its line end.
+pub(super) fn ask(name: &str, question: &str) -> Result<String, ShowError> {
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ShowError::NotRunning(name.to_owned()),
         io::ErrorKind::PermissionDenied => ShowError::Permission(name.to_owned()),
@@ -114,15 +116,19 @@ fn ask(name: &str) -> Result<String, ShowError> {
         UnixStream::connect(Path::new(DIRECTORY).join(format!("{name}.sock"))).map_err(failed)?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
     stream.set_write_timeout(Some(PATIENCE)).map_err(failed)?;
-    stream.write_all(b"show\n").map_err(failed)?;
+    stream.write_all(format!("{question}\n").as_bytes()).map_err(failed)?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).map_err(failed)?;
     Ok(answer)
 }
 
-fn look(name: &str) -> Result<Snapshot, ShowError> {
-    let answer = ask(name)?;
-    serde_json::from_str(&answer).map_err(|_| {
+pub(super) fn look(name: &str) -> Result<Snapshot, ShowError> {
+    read(name, &ask(name, "show")?)
+}
+
+/// What an answer says.
+pub(super) fn read<T: DeserializeOwned>(name: &str, answer: &str) -> Result<T, ShowError> {
+    serde_json::from_str(answer).map_err(|_| {
         let start: String = answer.chars().take(100).collect();
         ShowError::Answer(
             name.to_owned(),
@@ -241,7 +247,7 @@ fn peer_lines(text: &mut String, peer: &PeerSnapshot) {
     );
 }
 
-fn quantity(value: u64, unit: &str) -> String {
+pub(super) fn quantity(value: u64, unit: &str) -> String {
     match unit {
         "ns" => nanoseconds(value),
         "bytes" => bytes(value),
@@ -258,7 +264,7 @@ fn bytes(value: u64) -> String {
     scaled(value as f64, &[(1e12, " TB"), (1e9, " GB"), (1e6, " MB"), (1e3, " kB")], " B")
 }
 
-fn amount(value: u64) -> String {
+pub(super) fn amount(value: u64) -> String {
     if value < 100_000 {
         value.to_string()
     } else {
@@ -277,7 +283,7 @@ fn scaled(value: f64, units: &[(f64, &str)], plain: &str) -> String {
     }
 }
 
-fn duration(seconds: f64) -> String {
+pub(super) fn duration(seconds: f64) -> String {
     let seconds = seconds as u64;
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {

@@ -18,6 +18,7 @@
 pub mod counters;
 pub mod distributions;
 pub mod drop;
+pub mod histograms;
 pub mod history;
 pub mod openmetrics;
 pub mod recorder;

@@ -12,6 +12,7 @@
 //! | [`offload`], [`faults`], [`junk`], [`cost`] | the tests in both modes |
 //! | [`forwarding`], [`lifecycle`], [`refusals`] | the tests in plaintext mode |
 //! | [`settings`], [`reload`], [`startup`] | the tests of configuration: by `wg`, by file, by environment and limits |
+//! | [`report`] | the page that `uringvpn report` draws, and how a browser shows it |
 //! | [`wireguard`] | the tests of the encrypted tunnel, beside wireguard-go, boringtun, `wg` and `wg-quick` |
 //! | [`raw_peer`], [`raw_session`], [`spoof`] | a WireGuard peer and an enemy, written here from the whitepaper |
 //! | [`daemon`] | one encrypted `uringvpn` before them |
@@ -51,6 +52,7 @@ mod raw_peer;
 mod raw_session;
 mod refusals;
 mod reload;
+mod report;
 mod rig;
 mod routing;
 mod settings;
