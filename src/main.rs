@@ -13,7 +13,8 @@ use uringvpn::control::cli::{self, CliError, Invocation};
 use uringvpn::control::config::DeviceConfig;
 use uringvpn::control::key_commands::{self, KeyCommandError};
 use uringvpn::control::logging;
-use uringvpn::control::show::{self, Show, ShowError};
+use uringvpn::control::show::{self, ShowError};
+use uringvpn::control::top;
 use uringvpn::io::daemon::{self, Daemon, Detached, Keep};
 use uringvpn::io::features;
 use uringvpn::worker;
@@ -21,7 +22,8 @@ use uringvpn::worker;
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os()) {
         Ok(Invocation::Probe) => probe(),
-        Ok(Invocation::Show(wanted)) => show(&wanted),
+        Ok(Invocation::Show(wanted)) => shown(show::run(&wanted, &mut stdout().lock())),
+        Ok(Invocation::Top(wanted)) => shown(top::run(&wanted)),
         Ok(Invocation::GenerateKey) => generate(key_commands::generate_private),
         Ok(Invocation::GeneratePresharedKey) => generate(key_commands::generate_preshared),
         Ok(Invocation::PublicKey) => {
@@ -110,9 +112,9 @@ fn release(daemon: Daemon) {
     }
 }
 
-/// Prints what running tunnels do.
-fn show(wanted: &Show) -> ExitCode {
-    match show::run(wanted, &mut stdout().lock()) {
+/// How showing what tunnels do went.
+fn shown(result: Result<(), ShowError>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever stops reading has seen enough.
         Err(ShowError::Print(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,

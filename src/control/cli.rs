@@ -32,6 +32,7 @@ use super::name::{TUN_DEFAULT, check_name};
 use super::peer::{PeerConfig, PeerText};
 use super::secret::{self, CONFIG_FILE_BYTES_MAX, holds_key, quote};
 use super::show::Show;
+use super::top::{self, Top};
 use crate::proto::keys::KeyError;
 
 /// What the command line asks for.
@@ -50,6 +51,8 @@ pub enum Invocation {
     Probe,
     /// Print what running tunnels do.
     Show(Show),
+    /// Show what a running tunnel does, again and again.
+    Top(Top),
     /// Print a new private key.
     GenerateKey,
     /// Print the public key to a private key.
@@ -93,6 +96,9 @@ where
         Some(Command::Probe) => return Ok(Invocation::Probe),
         Some(Command::Show { name, json, check }) => {
             return Ok(Invocation::Show(Show { name, json, check }));
+        }
+        Some(Command::Top { name, interval, count, plain, ascii }) => {
+            return Ok(Invocation::Top(Top { name, interval, count, plain, ascii }));
         }
         Some(Command::Genkey) => return Ok(Invocation::GenerateKey),
         Some(Command::Pubkey) => return Ok(Invocation::PublicKey),
@@ -164,6 +170,7 @@ Examples:
 
     uringvpn probe
     uringvpn show
+    uringvpn top
 
 Exit codes:
   0  the tunnel ran and was stopped, or is running in the background
@@ -174,7 +181,7 @@ Exit codes:
 #[command(
     name = "uringvpn",
     version,
-    override_usage = "uringvpn [OPTIONS] --private-key <FILE> --peer <PEER>...\n       uringvpn [OPTIONS] --config <FILE>\n       uringvpn [OPTIONS] <NAME>\n       uringvpn [OPTIONS] --plaintext --peer <PEER>...\n       uringvpn genkey | pubkey | genpsk | probe | show",
+    override_usage = "uringvpn [OPTIONS] --private-key <FILE> --peer <PEER>...\n       uringvpn [OPTIONS] --config <FILE>\n       uringvpn [OPTIONS] <NAME>\n       uringvpn [OPTIONS] --plaintext --peer <PEER>...\n       uringvpn genkey | pubkey | genpsk | probe | show | top",
     about = ABOUT,
     long_about = LONG_ABOUT,
     after_long_help = EXAMPLES,
@@ -208,6 +215,26 @@ enum Command {
         /// Only whether every packet is accounted for: in = out + dropped + staged + in flight
         #[arg(long)]
         check: bool,
+    },
+    /// Watch a running tunnel: rates, latencies by stage, workers, peers, drops
+    ///
+    /// Keys are explained on the screen. When standard input or output is no terminal it prints a block of lines instead, again
+    /// and again. Colours are left out when NO_COLOR is set. Exit code 1 when the tunnel does not run or ends.
+    Top {
+        /// Interface of the tunnel; may be left out when only one runs
+        name: Option<String>,
+        /// Time between two looks in seconds, 0.1 to 60
+        #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = top::parse_interval)]
+        interval: Duration,
+        /// End after so many looks
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        count: Option<u64>,
+        /// Lines, on a terminal too
+        #[arg(long)]
+        plain: bool,
+        /// No characters but ASCII, as when the locale is not UTF-8
+        #[arg(long)]
+        ascii: bool,
     },
     /// Print a new private key
     Genkey,

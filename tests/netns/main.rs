@@ -10,8 +10,9 @@
 //! | [`offload`], [`faults`], [`junk`], [`cost`] | the tests in both modes |
 //! | [`forwarding`], [`lifecycle`], [`refusals`] | the tests in plaintext mode |
 //! | [`wireguard`] | the tests of the encrypted tunnel, beside wireguard-go, boringtun, `wg` and `wg-quick` |
+//! | [`top`] | the live view in a real terminal, and as lines |
 //!
-//! Needs root, ip(8), ss(8), tc(8), ethtool(8), ping(8), iperf3(1), setpriv(1), wg(8), wg-quick(8), wireguard-go, boringtun-cli. Without root a test prints that it was skipped, or fails if the
+//! Needs root, ip(8), ss(8), tc(8), ethtool(8), ping(8), iperf3(1), setpriv(1), wg(8), wg-quick(8), wireguard-go, boringtun-cli, tmux(1), stty(1). Without root a test prints that it was skipped, or fails if the
 //! environment says `CI=true`. Times are printed; asserted only where something would otherwise hang.
 #![allow(clippy::unwrap_used)]
 
@@ -27,6 +28,7 @@ mod offload;
 mod packets;
 mod refusals;
 mod rig;
+mod top;
 mod traffic;
 mod tunnel;
 mod wireguard;
