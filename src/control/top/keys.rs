@@ -161,7 +161,7 @@ pub const HELP: &[(&str, &str)] = &[
     ("q Esc ^C", "quit"),
     ("Tab 1-4", "go to a pane: stages, workers, peers, drops"),
     ("arrows j k", "select a row; a peer or a reason explains itself below"),
-    ("t", "stages of the last second, or since the start"),
+    ("t", "stages of the last second with packets, or since the start"),
     ("w", "whose second: the busiest worker's, or worker 0, 1, ..."),
     ("s", "order of the peers: rate, received, sent, handshake, endpoint"),
     ("p Space", "let the screen stand still, and go on"),
