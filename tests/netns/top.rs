@@ -208,6 +208,10 @@ fn without_a_terminal_top_prints_blocks_of_lines() {
     let ends = Ends::start(&rig, Mode::Sealed, "--queues 1", EVERYTHING);
     let name = ends.links[0].clone();
     let _ping = Background::ping(near);
+    // Stages are told of once a second.
+    wait_until("a second with packets to have ended", || {
+        near.run(&format!("{PROGRAM} show {name}")).contains("its last second")
+    });
     let top = |words: &str| -> Output {
         near.command(format!("{PROGRAM} top {words}").split_whitespace()).output().unwrap()
     };

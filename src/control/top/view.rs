@@ -259,8 +259,8 @@ mod tests {
                 " worker 0         500      250 4.00 Mbit/s 2.00 Mbit/s        0.100   50%",
                 " 3 peers by rate         received        sent   handshake  endpoint",
                 " busypeer00000000000~ 8.00 Mbit/s 16.0 Mbit/s  2 min 30 s  192.0.2.7:51820",
-                " 4 drops           dropped/s   in all  what it means",
-                " no_route               1000     2000  No peer has",
+                " 4 drops            dropped/s   in all  what it means",
+                " no_route                1000     2000  No peer has",
                 "q quit  ? help  Tab 1-4 pane  j k select  t time  w worker  s sort  p pause",
             ],
         );
