@@ -230,7 +230,7 @@ fn without_a_terminal_top_prints_blocks_of_lines() {
     let piped = format!("set -o pipefail; {PROGRAM} top {name} --interval 0.1 | head -n 1");
     let output = near.command(["bash", "-c", &piped]).output().unwrap();
     assert!(output.status.success() && output.stdout.starts_with(name.as_bytes()), "{output:?}");
-    let mut watcher = near.command([PROGRAM, "top", &name, "--interval", "0.1"]);
+    let mut watcher = near.command([PROGRAM, "top", &name, "--interval", "0.1", "--count", "100"]);
     let mut watcher = watcher.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // It must have looked once: what never ran has not ended.
     let mut out = BufReader::new(watcher.stdout.take().unwrap());
