@@ -20,7 +20,7 @@ const KEY: &str = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
 const SECRET: &str = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=";
 
 /// Every option of the command without its dashes.
-const OPTIONS: [&str; 17] = [
+const OPTIONS: [&str; 18] = [
     "peer",
     "private-key",
     "config",
@@ -37,6 +37,7 @@ const OPTIONS: [&str; 17] = [
     "pin",
     "foreground",
     "stats-interval",
+    "metrics",
     "log-level",
 ];
 
