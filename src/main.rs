@@ -16,7 +16,8 @@ use uringvpn::control::config_file::ConfigFile;
 use uringvpn::control::key_commands::{self, KeyCommandError};
 use uringvpn::control::logging;
 use uringvpn::control::report::{self, Report, ReportError};
-use uringvpn::control::show::{self, Show, ShowError};
+use uringvpn::control::show::{self, ShowError};
+use uringvpn::control::top;
 use uringvpn::io::daemon::{self, Daemon, Detached, Keep, notify_started};
 use uringvpn::io::features;
 use uringvpn::worker;
@@ -26,7 +27,8 @@ fn main() -> ExitCode {
     let _ = set_dumpable(false);
     match cli::parse(std::env::args_os()) {
         Ok(Invocation::Probe) => probe(),
-        Ok(Invocation::Show(wanted)) => show(&wanted),
+        Ok(Invocation::Show(wanted)) => shown(show::run(&wanted, &mut stdout().lock())),
+        Ok(Invocation::Top(wanted)) => shown(top::run(&wanted)),
         Ok(Invocation::Report(wanted)) => report(&wanted),
         Ok(Invocation::GenerateKey) => generate(key_commands::generate_private),
         Ok(Invocation::GeneratePresharedKey) => generate(key_commands::generate_preshared),
@@ -122,9 +124,9 @@ fn release(daemon: Daemon) {
     }
 }
 
-/// Prints what running tunnels do.
-fn show(wanted: &Show) -> ExitCode {
-    match show::run(wanted, &mut stdout().lock()) {
+/// How showing what tunnels do went.
+fn shown(result: Result<(), ShowError>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever stops reading has seen enough.
         Err(ShowError::Print(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,

@@ -33,6 +33,7 @@ use super::peer::{PeerConfig, PeerText};
 use super::report::{Report, SECONDS_MAX};
 use super::secret::{self, holds_key, quote};
 use super::show::Show;
+use super::top::{self, Top};
 use crate::proto::keys::KeyError;
 
 /// What the command line asks for.
@@ -55,6 +56,8 @@ pub enum Invocation {
     Show(Show),
     /// Watch a tunnel and draw what it did.
     Report(Report),
+    /// Show what a running tunnel does, again and again.
+    Top(Top),
     /// Print a new private key.
     GenerateKey,
     /// Print the public key to a private key.
@@ -101,6 +104,9 @@ where
         }
         Some(Command::Report { name, seconds, output, against, from, json, hlog }) => {
             return Ok(Invocation::Report(Report { name, seconds, output, from, against, json, hlog }));
+        }
+        Some(Command::Top { name, interval, count, plain, ascii }) => {
+            return Ok(Invocation::Top(Top { name, interval, count, plain, ascii }));
         }
         Some(Command::Genkey) => return Ok(Invocation::GenerateKey),
         Some(Command::Pubkey) => return Ok(Invocation::PublicKey),
@@ -180,6 +186,7 @@ Examples:
 
     uringvpn probe
     uringvpn show
+    uringvpn top
 
   Ten seconds of a running tunnel as a page of pictures, and ten more beside them:
 
@@ -195,7 +202,7 @@ Exit codes:
 #[command(
     name = "uringvpn",
     version,
-    override_usage = "uringvpn [OPTIONS] --private-key <FILE> --peer <PEER>...\n       uringvpn [OPTIONS] --config <FILE>\n       uringvpn [OPTIONS] <NAME>\n       uringvpn [OPTIONS] --plaintext --peer <PEER>...\n       uringvpn genkey | pubkey | genpsk | probe | show | report",
+    override_usage = "uringvpn [OPTIONS] --private-key <FILE> --peer <PEER>...\n       uringvpn [OPTIONS] --config <FILE>\n       uringvpn [OPTIONS] <NAME>\n       uringvpn [OPTIONS] --plaintext --peer <PEER>...\n       uringvpn genkey | pubkey | genpsk | probe | show | top | report",
     about = ABOUT,
     long_about = LONG_ABOUT,
     after_long_help = EXAMPLES,
@@ -257,6 +264,26 @@ enum Command {
         /// Write latencies as HdrHistogram logs, too: NAME-outbound.hlog and NAME-inbound.hlog, a line per second
         #[arg(long, value_name = "DIR")]
         hlog: Option<PathBuf>,
+    },
+    /// Watch a running tunnel: rates, latencies by stage, workers, peers, drops
+    ///
+    /// Keys are explained on the screen. When standard input or output is no terminal it prints a block of lines instead, again
+    /// and again. Colours are left out when NO_COLOR is set. Exit code 1 when the tunnel does not run or ends.
+    Top {
+        /// Interface of the tunnel; may be left out when only one runs
+        name: Option<String>,
+        /// Time between two looks in seconds, 0.1 to 60
+        #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = top::parse_interval)]
+        interval: Duration,
+        /// End after so many looks
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        count: Option<u64>,
+        /// Lines, on a terminal too
+        #[arg(long)]
+        plain: bool,
+        /// No characters but ASCII, as when the locale is not UTF-8
+        #[arg(long)]
+        ascii: bool,
     },
     /// Print a new private key
     Genkey,

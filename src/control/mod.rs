@@ -17,6 +17,7 @@ pub mod report;
 pub mod resolve;
 pub mod secret;
 pub mod show;
+pub mod top;
 pub mod uapi;
 mod uapi_client;
 pub mod uapi_socket;

@@ -44,6 +44,15 @@ pub enum ShowError {
     /// There is no such tunnel.
     #[error("{0}: no such tunnel is running")]
     NotRunning(String),
+    /// There is none at all.
+    #[error("no tunnel is running")]
+    NoneRunning,
+    /// One has to be chosen.
+    #[error("several tunnels are running, name one of them: {}", .0.join(", "))]
+    Several(Vec<String>),
+    /// It ran, and does no longer.
+    #[error("{0}: the tunnel has ended")]
+    Ended(String),
     /// It is somebody else's.
     #[error("{0}: only the user who runs the tunnel may look at it")]
     Permission(String),
@@ -104,6 +113,11 @@ pub(super) fn running(directory: &Path) -> Vec<String> {
     names
 }
 
+/// Where a tunnel answers.
+pub(super) fn socket(name: &str) -> PathBuf {
+    Path::new(DIRECTORY).join(format!("{name}.sock"))
+}
+
 /// What the tunnel answers to `question`, JSON with its line end.
 pub(super) fn ask(name: &str, question: &str) -> Result<String, ShowError> {
     let failed = |error: io::Error| match error.kind() {
@@ -112,8 +126,7 @@ pub(super) fn ask(name: &str, question: &str) -> Result<String, ShowError> {
         io::ErrorKind::WouldBlock => ShowError::Answer(name.to_owned(), "it does not answer".to_owned()),
         _ => ShowError::Answer(name.to_owned(), error.to_string()),
     };
-    let mut stream =
-        UnixStream::connect(Path::new(DIRECTORY).join(format!("{name}.sock"))).map_err(failed)?;
+    let mut stream = UnixStream::connect(socket(name)).map_err(failed)?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
     stream.set_write_timeout(Some(PATIENCE)).map_err(failed)?;
     stream.write_all(format!("{question}\n").as_bytes()).map_err(failed)?;
@@ -142,9 +155,7 @@ fn check(name: &str) -> Result<String, ShowError> {
     let mut worst = None;
     for _ in 0..CHECK_LOOKS {
         let snapshot = look(name)?;
-        let limit = IN_FLIGHT_PER_WORKER * snapshot.workers.len() as i64;
-        let odd = snapshot.balance.iter().find(|account| !(0..=limit).contains(&account.in_flight));
-        let Some(odd) = odd else {
+        let Some(odd) = imbalance(&snapshot) else {
             let lines: Vec<_> =
                 snapshot.balance.iter().map(|account| format!("{name}: {}\n", line(account))).collect();
             return Ok(lines.concat());
@@ -154,6 +165,12 @@ fn check(name: &str) -> Result<String, ShowError> {
     }
     let (direction, in_flight) = worst.map_or_else(Default::default, |odd| (odd.direction, odd.in_flight));
     Err(ShowError::Imbalance(name.to_owned(), direction, in_flight))
+}
+
+/// The direction whose packets do not add up. While packets move, a look or two may be off.
+pub(super) fn imbalance(snapshot: &Snapshot) -> Option<&Balance> {
+    let limit = IN_FLIGHT_PER_WORKER * snapshot.workers.len() as i64;
+    snapshot.balance.iter().find(|account| !(0..=limit).contains(&account.in_flight))
 }
 
 fn line(account: &Balance) -> String {
@@ -256,11 +273,11 @@ pub(super) fn quantity(value: u64, unit: &str) -> String {
 }
 
 /// Three significant digits.
-fn nanoseconds(value: u64) -> String {
+pub(super) fn nanoseconds(value: u64) -> String {
     scaled(value as f64, &[(1e9, " s"), (1e6, " ms"), (1e3, " us")], " ns")
 }
 
-fn bytes(value: u64) -> String {
+pub(super) fn bytes(value: u64) -> String {
     scaled(value as f64, &[(1e12, " TB"), (1e9, " GB"), (1e6, " MB"), (1e3, " kB")], " B")
 }
 
@@ -272,7 +289,7 @@ pub(super) fn amount(value: u64) -> String {
     }
 }
 
-fn scaled(value: f64, units: &[(f64, &str)], plain: &str) -> String {
+pub(super) fn scaled(value: f64, units: &[(f64, &str)], plain: &str) -> String {
     match units.iter().find(|(size, _)| value >= *size) {
         Some((size, unit)) => {
             let value = value / size;

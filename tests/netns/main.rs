@@ -14,13 +14,14 @@
 //! | [`settings`], [`reload`], [`startup`] | the tests of configuration: by `wg`, by file, by environment and limits |
 //! | [`report`] | the page that `uringvpn report` draws, and how a browser shows it |
 //! | [`wireguard`] | the tests of the encrypted tunnel, beside wireguard-go, boringtun, `wg` and `wg-quick` |
+//! | [`top`] | the live view in a real terminal, and as lines |
 //! | [`raw_peer`], [`raw_session`], [`spoof`] | a WireGuard peer and an enemy, written here from the whitepaper |
 //! | [`daemon`] | one encrypted `uringvpn` before them |
 //! | [`observed`], [`timers`], [`hostile`], [`bent`], [`flood`] | what they see of it, and what it withstands |
 //! | [`nonce`] | what the encrypted tunnel sends, captured on the wire |
 //! | [`nat`], [`source_address`], [`routing`], [`mtu`], [`cryptokeys`], [`interop`], [`outages`] | scenarios: what surrounds an encrypted tunnel, what it is told, what befalls it |
 //!
-//! Needs root, ip(8), ss(8), tc(8), ethtool(8), ping(8), iperf3(1), setpriv(1), unshare(1), prlimit(1), taskset(1), nft(8), conntrack(8),
+//! Needs root, ip(8), ss(8), tc(8), ethtool(8), ping(8), iperf3(1), setpriv(1), unshare(1), prlimit(1), taskset(1), nft(8), conntrack(8), tmux(1), stty(1),
 //! wg(8), wg-quick(8), wireguard-go, boringtun-cli. Without root a test prints that it was skipped, or fails if the
 //! environment says `CI=true`. Times are printed; asserted only where something would otherwise hang.
 #![allow(clippy::unwrap_used)]
@@ -60,6 +61,7 @@ mod source_address;
 mod spoof;
 mod startup;
 mod timers;
+mod top;
 mod traffic;
 mod tunnel;
 mod wireguard;

@@ -95,10 +95,11 @@ const ENCRYPTED_ONLY: [DropReason; 12] = [
 ];
 
 /// What an encrypted tunnel never drops for, or not here: strangers are told by their keys, peers seal whole packets, the
-/// MTU is far below what a datagram holds, no
-/// endpoint is routed into its tunnel, the fake TUN takes everything, and no session lasts for the 8,000 packets of a replay window.
+/// MTU is far below what a datagram holds, no endpoint is routed into its own tunnel, the fake TUN takes everything, and no
+/// session lasts for the 8,000 packets of a replay window.
 const NOT_ENCRYPTED: [DropReason; 6] = [
     DropReason::OutTooLong,
+    DropReason::Looped,
     DropReason::UnknownSource,
     DropReason::TooOld,
     DropReason::InMalformed,
