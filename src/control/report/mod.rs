@@ -2,12 +2,12 @@
 //!
 //! | step | file |
 //! |---|---|
-//! | ask the tunnel once a second | [`collect`] |
-//! | what was asked for and what came, as JSON and back | [`run`] |
-//! | lines, curves, bars and a heat map as SVG | [`svg`], [`charts`] |
-//! | tables, and the page around everything | [`tables`], [`page`] |
-//! | logs for the tools of HdrHistogram | [`hlog`] |
-//! | files that are whole or not there | [`file`] |
+//! | ask the tunnel once a second | `collect` |
+//! | what was asked for and what came, as JSON and back | `run` |
+//! | lines, curves, bars and a heat map as SVG | `svg`, `charts` |
+//! | tables, and the page around everything | `tables`, `page` |
+//! | logs for the tools of HdrHistogram | `hlog` |
+//! | files that are whole or not there | `file` |
 //!
 //! Everything between the first step and the last is pure: from data to text.
 
