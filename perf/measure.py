@@ -39,6 +39,9 @@ class Traffic:
         argv = ["iperf3", "-c", address, "-p", str(IPERF_PORT), "-t", str(seconds), "-P", str(self.flows), "-J"]
         if self.protocol == "udp":
             argv += ["-u", "-b", self.rate, "-l", str(self.datagram_bytes)]
+        else:
+            # The same everywhere: where BBR is the default its timers send from the other core, and the cable reorders.
+            argv += ["-C", "cubic"]
         return argv + {"forward": [], "reverse": ["-R"], "bidir": ["--bidir"]}[self.direction]
 
 

@@ -172,6 +172,8 @@ class Commands(unittest.TestCase):
     def test_the_direction_becomes_an_option(self) -> None:
         self.assertIn("-R", Traffic(direction="reverse").iperf3("::1", 3))
         self.assertNotIn("-u", Traffic().iperf3("::1", 3))
+        self.assertIn("cubic", Traffic().iperf3("::1", 3))
+        self.assertNotIn("cubic", Traffic("udp").iperf3("::1", 3))
         self.assertIn("-u", Traffic("udp").iperf3("::1", 3))
 
 

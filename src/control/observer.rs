@@ -2,7 +2,7 @@
 //!
 //! One thread in one poll loop serves all of them. It asks the stats thread and the protocol thread, which never wait for
 //! it, and so no watcher, however slow or hostile, comes near a packet. A watcher has [`PATIENCE`] to ask and again to
-//! read; of more than [`WATCHERS_MAX`] at once the oldest goes.
+//! read; of more than [`WATCHERS_MAX`] of a kind at once the oldest goes.
 //!
 //! | listener | question | answer |
 //! |---|---|---|
@@ -34,7 +34,7 @@ use crate::time::{Span, Time, WallTime};
 
 /// Where `show` looks for sockets.
 pub const DIRECTORY: &str = "/var/run/uringvpn";
-/// Watchers at once, of both kinds.
+/// Watchers at once, of each kind.
 pub const WATCHERS_MAX: usize = 64;
 /// How long a watcher may take to ask, and to read its answer.
 pub const PATIENCE: Span = Span::from_secs(5);
@@ -188,7 +188,8 @@ impl Room {
                 self.welcome(now);
             }
             let sources = &self.sources;
-            self.watchers.retain_mut(|watcher| watcher.deadline > now && watcher.go_on(sources, now));
+            // Whoever was in time is heard, even if others took long to be answered.
+            self.watchers.retain_mut(|watcher| watcher.go_on(sources) && watcher.deadline > now);
         }
     }
 
@@ -226,10 +227,18 @@ impl Room {
                     return;
                 }
             };
-            if self.watchers.len() == WATCHERS_MAX {
-                self.watchers.pop_front();
-            }
+            self.make_room(&stream);
             self.watchers.push_back(Watcher::new(stream, now));
+        }
+    }
+
+    /// Strangers at the metrics cannot crowd out the owner, nor he them.
+    fn make_room(&mut self, newcomer: &Stream) {
+        let kind = std::mem::discriminant(newcomer);
+        let alike = |watcher: &Watcher| std::mem::discriminant(&watcher.stream) == kind;
+        if self.watchers.iter().filter(|watcher| alike(watcher)).count() == WATCHERS_MAX {
+            let oldest = self.watchers.iter().position(alike);
+            oldest.map(|index| self.watchers.remove(index));
         }
     }
 
@@ -302,12 +311,12 @@ impl Watcher {
     }
 
     /// Reads what was asked, then writes the answer, as far as that goes without waiting. False when there is no more to do.
-    fn go_on(&mut self, sources: &Sources, now: Time) -> bool {
+    fn go_on(&mut self, sources: &Sources) -> bool {
         if self.answer.is_empty() {
             match self.listen() {
                 Ok(true) => {
                     self.answer = self.reply(sources);
-                    self.deadline = now + PATIENCE;
+                    self.deadline = clock::now() + PATIENCE;
                 }
                 Ok(false) => return true,
                 Err(()) => return false,

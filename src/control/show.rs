@@ -108,7 +108,8 @@ fn page(show: &Show, name: &str) -> Result<String, ShowError> {
 pub(super) fn running(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let name = |path: PathBuf| Some(path.file_name()?.to_str()?.strip_suffix(".sock")?.to_owned());
-    let mut names: Vec<_> = entries.filter_map(|entry| name(entry.path())).collect();
+    let mut names: Vec<_> =
+        entries.filter_map(|entry| name(entry.path())).filter(|name| check_name(name).is_ok()).collect();
     names.sort_unstable();
     names
 }
@@ -132,7 +133,19 @@ pub(super) fn ask(name: &str, question: &str) -> Result<String, ShowError> {
     stream.write_all(format!("{question}\n").as_bytes()).map_err(failed)?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).map_err(failed)?;
+    if !answer.ends_with('\n') {
+        return Err(ShowError::Answer(name.to_owned(), "it broke off; ask again".to_owned()));
+    }
+    if let Ok(Refusal { error }) = serde_json::from_str(&answer) {
+        return Err(ShowError::Answer(name.to_owned(), error));
+    }
     Ok(answer)
+}
+
+/// What a tunnel says that cannot answer.
+#[derive(serde::Deserialize)]
+struct Refusal {
+    error: String,
 }
 
 pub(super) fn look(name: &str) -> Result<Snapshot, ShowError> {
@@ -145,7 +158,7 @@ pub(super) fn read<T: DeserializeOwned>(name: &str, answer: &str) -> Result<T, S
         let start: String = answer.chars().take(100).collect();
         ShowError::Answer(
             name.to_owned(),
-            format!("it answers what this version does not understand: {start}"),
+            format!("it answers what this version does not understand: {start:?}"),
         )
     })
 }

@@ -114,9 +114,10 @@ pub enum UapiSocketError {
 /// A socket that listens, and its file. Dropped without [`serve`], the file goes.
 #[derive(Debug)]
 pub struct Listener {
-    socket: UnixListener,
-    /// `None` if it was handed in and has no name, or none any more.
+    /// `None` if it was handed in and has no name, or none any more. Dropped before the socket: whoever is refused takes the
+    /// file for a leftover and puts his own in its place.
     file: Option<SocketFile>,
+    socket: UnixListener,
 }
 
 impl Listener {

@@ -13,7 +13,7 @@
 //! | 6b | [`Trains::reserve`] | others: room at the end of the peer's train; without a free buffer the read waits | |
 //! | 7 | [`Split::emit`] | one pass copies the packet into its place and completes its checksum | |
 //! | 8 | [`outbound::seal`] | each train, in place: one look-up of the session, one reservation of counters | [`NoSession`] |
-//! | 9 | [`DataWorker::flush_trains`] | one submission per train: sendmsg with UDP_SEGMENT | [`NoEndpoint`] |
+//! | 9 | [`DataWorker::flush_trains`] | one submission per train: sendmsg with UDP_SEGMENT | [`NoRoute`], [`NoEndpoint`] |
 //! | 10 | [`DataWorker::on_sent`] | a refused train goes again one by one; the buffer returns | [`SendError`] |
 //!
 //! # Inbound: from the network to the TUN

@@ -155,8 +155,9 @@ pub fn seal<B: DerefMut<Target = [u8]>>(
         return Ok(());
     }
     let session = view.session_to(train.to.peer).ok_or(DropReason::NoSession)?;
-    let first = session.reserve(train.datagrams.into(), now).map_err(|_| DropReason::NoSession)?;
-    for (counter, datagram) in (first..).zip(train.split_mut()) {
+    let datagrams = train.split_mut();
+    let first = session.reserve(datagrams.len() as u64, now).map_err(|_| DropReason::NoSession)?;
+    for (counter, datagram) in (first..).zip(datagrams) {
         session.seal(counter, datagram);
     }
     Ok(())
@@ -188,9 +189,9 @@ fn cut_in_place(buffer: &mut [u8], split: &Split, to: To, framing: Framing) -> O
 fn parse(read: &[u8]) -> Result<(Range<usize>, IpView, Split), DropReason> {
     let (vnet, packet) = VnetHdr::parse(read).map_err(reason)?;
     let ip = IpView::parse(packet).map_err(reason)?;
-    // An IPv6 packet may claim 40 bytes more; no datagram carries that, and no train would ever take it.
+    // An IPv6 packet may claim 40 bytes more.
     if ip.total_bytes > u16::MAX.into() {
-        return Err(DropReason::OutMalformed);
+        return Err(DropReason::OutTooLong);
     }
     let packet = &packet[..ip.total_bytes as usize];
     let split = Split::plan(&vnet, packet, &ip).map_err(reason)?;

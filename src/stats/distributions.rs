@@ -7,8 +7,8 @@
 //! `inbound_queue`, `inbound_open` and `inbound_write`. They are recorded together, once, when the packet has left, and so
 //! each holds exactly as many packets as the counters say have left (`sent_datagrams`, `written_packets`).
 //!
-//! The clock is the worker's ([`crate::io::clock`]), read once per turn and once more per train; all packets that a turn
-//! reaped count from the same moment.
+//! The clock is the worker's ([`crate::io::clock`]): read when a turn has reaped, after each train is sealed, after all receives
+//! are joined, and at the end of a turn that moved packets. All packets that a turn reaped count from the same moment.
 
 use hdrhistogram::{Counter, Histogram};
 
@@ -97,7 +97,7 @@ distributions! {
     inbound_write Nanoseconds "packets"
         "From packets being joined to the TUN having taken them: the rest of the turn, and the kernel's receive path.";
     staged Nanoseconds "reads"
-        "How long a TUN read waited for a session before it could go on.";
+        "How long a TUN read waited for a session before it went on, or was dropped for want of a route.";
     turn Nanoseconds "turns"
         "From a worker's waking to its next system call, for turns that moved packets.";
     turn_completions Count "turns"

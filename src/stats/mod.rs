@@ -14,6 +14,8 @@
 //! | worker | adds to its own [`WorkerCounters`](counters::WorkerCounters) | [`counters`] |
 //! | worker | records into its own [`Recorder`](recorder::Recorder), hands it over once a second | [`recorder`] |
 //! | stats thread | reads the counters, merges the recorders, gives them back, prints | [`thread`] |
+//! | | keeps the last minute second by second | [`history`] |
+//! | | answers with all of it, for `show` and `top`, as buckets for `report`, as text for Prometheus | [`snapshot`], [`histograms`], [`openmetrics`] |
 
 pub mod counters;
 pub mod distributions;

@@ -83,8 +83,10 @@ pub fn channel(workers: usize) -> (Sender<Full>, Receiver<Full>) {
 pub struct Reporter {
     worker: usize,
     current: Box<Recorder>,
-    /// Whether anything was recorded since the last hand-over.
+    /// Whether packets have left since the last hand-over: then the next one is due.
     recorded: bool,
+    /// Whether there is anything to hand over.
+    filled: bool,
     last_hand_over: Time,
     merged_intervals: u32,
     outbox: Sender<Full>,
@@ -103,7 +105,8 @@ impl Reporter {
             worker,
             current: Box::new(Recorder::new()),
             recorded: false,
-            last_hand_over: now,
+            filled: false,
+            last_hand_over: second(now),
             merged_intervals: 0,
             outbox,
             spares,
@@ -111,9 +114,10 @@ impl Reporter {
         }
     }
 
-    /// Where values go. What is recorded here alone is handed over with the packets that follow.
+    /// Where values go. For what is recorded here alone no idle worker wakes: it is handed over when it next does.
     #[inline]
     pub fn recorder(&mut self) -> &mut Recorder {
+        self.filled = true;
         &mut self.current
     }
 
@@ -125,19 +129,21 @@ impl Reporter {
         record_n(&mut self.current.outbound_seal, sealed.since(read), packets);
         record_n(&mut self.current.outbound_send, sent.since(sealed), packets);
         record(&mut self.current.train_datagrams, packets);
-        self.recorded = true;
+        (self.recorded, self.filled) = (true, true);
     }
 
     /// Records a TUN write of `packets` that was taken.
     #[inline]
     pub fn record_delivery(&mut self, moments: Delivery, packets: u64) {
         let Delivery { received, reaped, opened, written } = moments;
+        // A driver that reads its clock before it receives may be told of a later moment.
+        let received = received.min(reaped);
         record_n(&mut self.current.inbound, written.since(received), packets);
         record_n(&mut self.current.inbound_queue, reaped.since(received), packets);
         record_n(&mut self.current.inbound_open, opened.since(reaped), packets);
         record_n(&mut self.current.inbound_write, written.since(opened), packets);
         record(&mut self.current.write_packets, packets);
-        self.recorded = true;
+        (self.recorded, self.filled) = (true, true);
     }
 
     /// When [`Reporter::tick`] next has something to do. `None` while nothing is recorded, so that an idle
@@ -150,16 +156,16 @@ impl Reporter {
     /// Hands over if the interval has passed and something was recorded; otherwise costs two comparisons.
     #[inline]
     pub fn tick(&mut self, now: Time) {
-        if self.recorded && now.since(self.last_hand_over) >= HAND_OVER_INTERVAL {
+        if self.filled && now.since(self.last_hand_over) >= HAND_OVER_INTERVAL {
             self.hand_over(now);
             // Also after a hand-over that was put off: the deadline must lie in the future again.
-            self.last_hand_over = now;
+            self.last_hand_over = second(now);
         }
     }
 
     /// Hands over what there is, whatever the time; for shutdown.
     pub fn flush(&mut self, now: Time) {
-        if self.recorded {
+        if self.filled {
             self.hand_over(now);
         }
     }
@@ -182,7 +188,7 @@ impl Reporter {
         };
         match self.outbox.try_send(full) {
             Ok(()) => {
-                self.recorded = false;
+                (self.recorded, self.filled) = (false, false);
                 self.merged_intervals = 0;
             }
             Err(TrySendError::Full(full) | TrySendError::Disconnected(full)) => {
@@ -193,6 +199,11 @@ impl Reporter {
             }
         }
     }
+}
+
+/// When the second began that `now` is in: all workers hand over in the same ones, and none is left out by a turn that is late.
+fn second(now: Time) -> Time {
+    Time::from_nanos(now.as_nanos() - now.as_nanos() % HAND_OVER_INTERVAL.as_nanos())
 }
 
 /// Records one value.
@@ -276,6 +287,28 @@ mod tests {
         assert_eq!(stages.map(mean), [(7, 10), (7, 10), (7, 20)]);
         assert_eq!(mean(&recorder.inbound), (7, 40));
         assert_eq!((recorder.train_datagrams.len(), recorder.write_packets.max()), (1, 7));
+    }
+
+    #[test]
+    fn what_no_packet_followed_is_handed_over_too_and_wakes_nobody() {
+        let (outbox, inbox) = channel(1);
+        let mut reporter = Reporter::new(0, outbox, START);
+        record(&mut reporter.recorder().read_bytes, 1_420);
+        assert_eq!(reporter.deadline(), None);
+        reporter.tick(later(1_000));
+        assert_eq!(inbox.try_recv().unwrap().recorder.read_bytes.len(), 1);
+    }
+
+    #[test]
+    fn a_stamp_later_than_the_turn_makes_no_stage_negative() {
+        let (outbox, inbox) = channel(1);
+        let mut reporter = Reporter::new(0, outbox, START);
+        let moments = Delivery { received: later(2), reaped: later(1), opened: later(3), written: later(4) };
+        reporter.record_delivery(moments, 1);
+        reporter.flush(later(5));
+        let recorder = inbox.try_recv().unwrap().recorder;
+        assert_eq!(recorder.inbound_queue.max(), 0);
+        assert!(recorder.inbound.max().abs_diff(3_000_000) <= 30_000);
     }
 
     #[test]

@@ -1,6 +1,7 @@
-//! The stats thread: collects what the workers counted and recorded, and prints it.
+//! The stats thread: collects what the workers counted and recorded, prints it, and answers questions about it.
 //!
-//! It sleeps until a worker hands over a recorder, the interval ends, or it is told to stop. Workers never wait for it.
+//! It sleeps until a worker hands over a recorder, the interval ends, somebody asks, or it is told to stop. Workers never wait
+//! for it.
 
 use std::fmt;
 use std::io;

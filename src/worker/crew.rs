@@ -308,6 +308,8 @@ struct Job {
 impl Job {
     fn run(self) {
         let Job { kind, devices, waker, parts, core, started, mut farewell } = self;
+        // With the last outbox the protocol thread ends, too: not before this worker's end is told.
+        let _outbox = parts.outbox.clone();
         if let Some(core) = core
             && !core_affinity::set_for_current(core)
         {
@@ -327,6 +329,7 @@ impl Job {
             DriverKind::Syscall => work_with_system_calls(devices, waker, parts, started),
         };
         farewell.ended = Some(ended);
+        drop(farewell);
     }
 }
 

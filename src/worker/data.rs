@@ -202,8 +202,8 @@ impl<D: Driver> DataWorker<D> {
             }
         }
         self.completions = completions;
-        self.fill_trains(now);
         self.flush_writes(now);
+        self.fill_trains(now);
         self.flush_trains(now);
         self.counters.staged.set(self.stage.packets() as u64);
         self.record_turn(reaped, now);

@@ -65,7 +65,7 @@ impl Interface {
             mtu: config.mtu,
             set_up: config.set_up,
             addresses: config.addresses.clone(),
-            routes: routes(config, endpoints, &tun.name),
+            routes: routes(config, &config.addresses, endpoints, &tun.name),
         })
     }
 
@@ -117,7 +117,7 @@ impl Interface {
     /// As [`Interface::configure`].
     pub fn reroute(&mut self, config: &DeviceConfig, now: bool) -> anyhow::Result<()> {
         let literal = config.peers.iter().filter_map(|peer| peer.endpoint.as_ref()?.address());
-        let wanted = routes(config, &literal.collect::<Vec<_>>(), &self.name);
+        let wanted = routes(config, &self.addresses, &literal.collect::<Vec<_>>(), &self.name);
         let before = std::mem::replace(&mut self.routes, wanted);
         if !now {
             return Ok(());
@@ -164,10 +164,10 @@ impl Interface {
     }
 }
 
-/// What to route to the interface. Says which allowed IPs cannot be routed.
-fn routes(config: &DeviceConfig, endpoints: &[SocketAddr], name: &str) -> Vec<IpNet> {
+/// What to route to the interface, which has these `addresses`. Says which allowed IPs cannot be routed.
+fn routes(config: &DeviceConfig, addresses: &[IpNet], endpoints: &[SocketAddr], name: &str) -> Vec<IpNet> {
     // The kernel routes the interface's own networks by itself.
-    let connected = |prefix: &IpNet| config.addresses.iter().any(|address| address.trunc() == *prefix);
+    let connected = |prefix: &IpNet| addresses.iter().any(|address| address.trunc() == *prefix);
     let wanted = config.route_prefixes().filter(|prefix| config.routes && !connected(prefix));
     wanted.filter(|prefix| may_be_routed(*prefix, endpoints, name)).collect()
 }

@@ -3,8 +3,10 @@
 //! ```text
 //! run (main thread)
 //!  ├─ device::open        TUN queues, sockets, interface: everything that can fail for the operator's reasons
-//!  ├─ crew::start         stats thread; worker 0..N-1, each with driver, TUN queue, sockets, counters of its own
-//!  ├─ supervisor::watch   sleeps in poll(2): signals, link changes, a worker that ended
+//!  ├─ crew::start         stats thread; worker 0..N-1, each with driver, TUN queue, sockets, counters of its own; the
+//!  │                      protocol thread, in encrypted mode
+//!  ├─ serve, observe      the configuration socket; those who watch
+//!  ├─ supervisor::watch   sleeps in poll(2): signals, link changes, a thread that ended; SIGHUP goes to reload
 //!  └─ crew.stop           stop flag, doorbells, join; then the stats thread prints its summary
 //! ```
 //!
@@ -75,8 +77,7 @@ pub fn run(config: DeviceConfig, file: Option<Box<ConfigFile>>, ready: impl FnOn
     ended.unwrap_or(Ok(())).and(joined)
 }
 
-/// Lets `uringvpn show` and Prometheus look. A tunnel that cannot be looked at is still a tunnel, but who asked for metrics
-/// shall have them.
+/// Lets `uringvpn show` and Prometheus look. A tunnel that cannot be looked at is still a tunnel.
 fn observe(metrics: Option<TcpListener>, name: &str, crew: &Crew) -> Option<Observer> {
     let show = uapi_socket::bind_in(Path::new(observer::DIRECTORY), name);
     let show =

@@ -43,6 +43,17 @@ impl Names {
         &self.given
     }
 
+    /// Makes sure that [`Names::follow`] cannot fail with these endpoints.
+    ///
+    /// # Errors
+    /// No thread to be had.
+    pub fn prepare(&mut self, given: &HashMap<PublicKey, HostPort>) -> io::Result<()> {
+        if self.resolver.is_none() && given.values().any(|endpoint| endpoint.address().is_none()) {
+            self.resolver = Some(Resolver::start(self.found.clone())?);
+        }
+        Ok(())
+    }
+
     /// The configuration names these endpoints now. Names that it did not name before are looked up, and those of peers that
     /// were not `present` until now.
     ///
@@ -54,6 +65,9 @@ impl Names {
         present: &HashSet<PublicKey>,
     ) -> io::Result<()> {
         let before = std::mem::replace(&mut self.given, given);
+        let nameless: Vec<_> =
+            self.names.keys().filter(|key| !self.given.contains_key(key)).copied().collect();
+        nameless.iter().for_each(|key| self.forget(key));
         let is_news = |key: &PublicKey, endpoint: &HostPort| {
             before.get(key) != Some(endpoint) || !present.contains(key)
         };
@@ -148,6 +162,14 @@ mod tests {
         names.follow(given("localhost:10"), &[PEER].into()).unwrap();
         assert_eq!(addresses.recv().unwrap().1.port(), 10);
         names.follow(given("192.0.2.7:9"), &[PEER].into()).unwrap();
+        assert!(!names.counts(&PEER));
+    }
+
+    #[test]
+    fn a_peer_whose_endpoint_is_named_no_more_has_no_name() {
+        let (mut names, addresses) = names(NAME);
+        addresses.recv().unwrap();
+        names.follow(HashMap::new(), &[PEER].into()).unwrap();
         assert!(!names.counts(&PEER));
     }
 

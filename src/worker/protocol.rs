@@ -61,7 +61,8 @@ pub struct Sources {
     pub addresses: Receiver<(PublicKey, SocketAddr)>,
 }
 
-/// A request whose port is taken, perhaps only by what is left of a process that was killed.
+/// A request whose port is taken, perhaps only by what is left of a process that was killed. Requests that come meanwhile are
+/// carried out before it.
 struct Waiting {
     request: Box<SetRequest>,
     reply: Sender<Result<(), Errno>>,
@@ -216,8 +217,11 @@ impl Protocol {
     /// As `wg syncconf`. Does not wait for a port: the operator can signal again.
     fn follow(&mut self, config: &DeviceConfig) -> Followed {
         let present = self.exchange.tunnel.device.peers().map(|(_, status)| *status.public_key).collect();
+        let endpoints = start::endpoints(&config.peers);
+        // What can fail comes first.
+        self.names.prepare(&endpoints).map_err(|_| Errno::EAGAIN)?;
         self.set(&reload::request(config, &present, self.names.given()))?;
-        self.names.follow(start::endpoints(&config.peers), &present).map_err(|_| Errno::EAGAIN)
+        self.names.follow(endpoints, &present).map_err(|_| Errno::EAGAIN)
     }
 }
 

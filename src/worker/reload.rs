@@ -50,10 +50,13 @@ impl Reload {
         };
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         if let Err(errno) = crew.follow(config.clone()) {
-            let port = config.listen.port;
-            tracing::warn!(
-                "SIGHUP: {name}: the kernel refuses ListenPort {port} or the FwMark: {errno}; nothing was changed"
-            );
+            let why = match errno {
+                Errno::EAGAIN => "there is no thread to be had that looks up names".to_owned(),
+                _ => {
+                    format!("the kernel refuses ListenPort {} or the FwMark: {errno}", config.listen.port)
+                }
+            };
+            tracing::warn!("SIGHUP: {name}: {why}; nothing was changed");
             return None;
         }
         if (&config.addresses, config.mtu) != (&self.addresses, self.mtu) {

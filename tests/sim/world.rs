@@ -11,6 +11,7 @@ use uringvpn::io::driver::{Driver, Wait};
 use uringvpn::io::fake::{Fake, Faults};
 use uringvpn::offload::coalesce::Merge;
 use uringvpn::stats::counters::{Totals, WorkerCounters};
+use uringvpn::stats::distributions::Distributions;
 use uringvpn::stats::drop::{DROP_REASONS, Direction, DropReason};
 use uringvpn::stats::recorder::{self, Full, Reporter};
 use uringvpn::time::Time;
@@ -117,7 +118,9 @@ struct Host {
     workers: Vec<DataWorker<Fake>>,
     counters: Vec<Arc<WorkerCounters>>,
     flags: Arc<Flags>,
-    _latency: Receiver<Full>,
+    full: Receiver<Full>,
+    /// What the workers recorded and have handed over.
+    recorded: Distributions<u64>,
     /// What the fakes did, by worker.
     sent: Vec<u64>,
     written: Vec<u64>,
@@ -159,10 +162,12 @@ impl World {
 
     /// As [`World::run`], and the workers finish all that they read.
     pub fn run_to_the_last_packet(self) -> Checked {
-        let stopped = self.run_to_rest()?.stop()?;
+        let mut stopped = self.run_to_rest()?.stop()?;
         for host in [0, 1] {
             let balance = stopped.totals(host).check_drained();
             require(Law::Conservation, balance.is_ok(), || format!("host {host} has stopped: {balance:?}"))?;
+            stopped.hosts[host].collect();
+            stopped.check_recorded(host)?;
         }
         for worker in stopped.hosts.into_iter().flat_map(|host| host.workers) {
             let home = worker.into_driver().buffers_home();
@@ -313,8 +318,33 @@ impl World {
         packets.iter().try_for_each(|packet| self.book.delivered(host, packet))
     }
 
+    /// Every packet that was counted was recorded, and no other.
+    fn check_recorded(&self, host: usize) -> Checked {
+        let (totals, recorded) = (self.totals(host), &self.hosts[host].recorded);
+        for (name, histogram, counted) in [
+            ("outbound", &recorded.outbound, totals.sent_datagrams),
+            ("outbound_seal", &recorded.outbound_seal, totals.sent_datagrams),
+            ("outbound_send", &recorded.outbound_send, totals.sent_datagrams),
+            ("inbound", &recorded.inbound, totals.written_packets),
+            ("inbound_queue", &recorded.inbound_queue, totals.written_packets),
+            ("inbound_open", &recorded.inbound_open, totals.written_packets),
+            ("inbound_write", &recorded.inbound_write, totals.written_packets),
+            ("train_datagrams", &recorded.train_datagrams, totals.trains),
+            ("write_packets", &recorded.write_packets, totals.tun_writes),
+            ("read_bytes", &recorded.read_bytes, totals.tun_reads),
+            ("receive_datagrams", &recorded.receive_datagrams, totals.receives),
+        ] {
+            let len = histogram.len();
+            require(Law::Conservation, len == counted, || {
+                format!("host {host} recorded {len} values as {name} and counted {counted}")
+            })?;
+        }
+        Ok(())
+    }
+
     fn check_counters(&mut self, host: usize, worker: usize) -> Checked {
         let state = &mut self.hosts[host];
+        state.collect();
         let totals = Totals::of([&*state.counters[worker]]);
         let balance = totals.check();
         require(Law::Conservation, balance.is_ok(), || {
@@ -587,12 +617,20 @@ impl World {
 }
 
 impl Host {
+    /// As the stats thread does.
+    fn collect(&mut self) {
+        for full in self.full.try_iter() {
+            self.recorded.add(&full.recorder);
+            full.give_back();
+        }
+    }
+
     fn new(host: usize, plan: &Plan, random: &mut Random) -> Host {
         let workers = plan.workers[host];
         let view = view(host, plan.outer_v6);
         let (to_protocol, _) = handoff::to_protocol();
         let flags = Arc::new(Flags::default());
-        let (outbox, latency) = recorder::channel(workers);
+        let (outbox, full) = recorder::channel(workers);
         let counters: Vec<_> = (0..workers).map(|_| Arc::new(WorkerCounters::default())).collect();
         let worker = |counters: &Arc<WorkerCounters>| {
             let parts = Parts {
@@ -614,7 +652,8 @@ impl Host {
             refusals_max: vec![None; workers],
             counters,
             flags,
-            _latency: latency,
+            full,
+            recorded: Distributions::new(),
             arrived: 0,
             junk: [0; DROP_REASONS],
         }
