@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 
 use super::name::{NameProblem, check_name};
 use super::observer::DIRECTORY;
-use crate::stats::snapshot::{Balance, PeerSnapshot, Quantiles, Snapshot, WorkerSnapshot};
+use crate::stats::snapshot::{Balance, PeerSnapshot, Quantiles, SCHEMA, Snapshot, WorkerSnapshot};
 
 /// How long a tunnel may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -149,7 +149,17 @@ struct Refusal {
 }
 
 pub(super) fn look(name: &str) -> Result<Snapshot, ShowError> {
-    read(name, &ask(name, "show")?)
+    of_this_schema(name, read(name, &ask(name, "show")?)?)
+}
+
+fn of_this_schema(name: &str, snapshot: Snapshot) -> Result<Snapshot, ShowError> {
+    if snapshot.schema == SCHEMA {
+        return Ok(snapshot);
+    }
+    let Snapshot { schema, version, .. } = snapshot;
+    let problem =
+        format!("it is version {version:?} and tells schema {schema}, this version reads schema {SCHEMA}");
+    Err(ShowError::Answer(name.to_owned(), problem))
 }
 
 /// What an answer says.
@@ -339,6 +349,19 @@ mod tests {
         assert_eq!(
             [3.9, 65.0, 7260.0, 200_000.0].map(duration),
             ["3 s", "1 min 5 s", "2 h 1 min", "2 d 7 h"]
+        );
+    }
+
+    #[test]
+    fn what_an_older_tunnel_does_not_tell_is_empty_and_another_schema_is_refused() {
+        let older: Snapshot =
+            read("wg0", r#"{"schema":1,"interface":"wg0"}"#).expect("fields may be missing");
+        assert!(older.peers.is_empty() && of_this_schema("wg0", older.clone()).is_ok());
+        let other = Snapshot { schema: 2, version: "9.0".into(), ..older };
+        let refused = of_this_schema("wg0", other).expect_err("it may mean something else");
+        assert_eq!(
+            refused.to_string(),
+            "wg0: it is version \"9.0\" and tells schema 2, this version reads schema 1"
         );
     }
 

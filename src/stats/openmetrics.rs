@@ -137,7 +137,9 @@ const NO_EXEMPLAR: Option<&Exemplar<NoLabelSet, u64>> = None;
 fn buckets(histogram: &Histogram<u64>, bounds: &[u64], divisor: f64) -> Vec<(f64, u64)> {
     let mut counts = vec![0; bounds.len() + 1];
     for bucket in histogram.iter_recorded() {
-        let index = bounds.partition_point(|bound| *bound < bucket.value_iterated_to());
+        // Of the values that share a slot the lowest: bounds are where slots begin.
+        let value = histogram.lowest_equivalent(bucket.value_iterated_to());
+        let index = bounds.partition_point(|bound| *bound < value);
         counts[index] += bucket.count_at_value();
     }
     let bounds = bounds.iter().map(|bound| *bound as f64 / divisor).chain([f64::INFINITY]);
@@ -197,6 +199,15 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line}{text}");
         }
+    }
+
+    #[test]
+    fn a_value_on_a_bound_is_within_it() {
+        let mut histogram = super::super::distributions::histogram();
+        COUNT_BOUNDS.iter().for_each(|bound| histogram.saturating_record(*bound));
+        let counts: Vec<_> =
+            buckets(&histogram, &COUNT_BOUNDS, 1.0).into_iter().map(|(_, count)| count).collect();
+        assert_eq!(counts, [vec![1; COUNT_BOUNDS.len()], vec![0]].concat());
     }
 
     #[test]

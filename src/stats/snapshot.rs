@@ -1,7 +1,7 @@
 //! What is known of a running tunnel at one moment: what `show` prints, as JSON or for people.
 //!
 //! The JSON is [`Snapshot`] as serde writes it. Fields are added, never given another meaning, under the same
-//! [`SCHEMA`]; a change that would break a reader raises it.
+//! [`SCHEMA`]; a change that would break a reader raises it. A field that an older tunnel does not tell is empty.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,8 @@ use super::drop::{Direction, DropReason};
 pub const SCHEMA: u32 = 1;
 
 /// A running tunnel.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Snapshot {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -45,7 +46,8 @@ pub struct Snapshot {
 }
 
 /// Packets dropped for one reason.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Dropped {
     /// The reason's name.
     pub reason: String,
@@ -58,7 +60,8 @@ pub struct Dropped {
 }
 
 /// One direction's account: `taken_in = passed_on + dropped + in_flight`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Balance {
     /// `outbound` or `inbound`.
     pub direction: String,
@@ -75,7 +78,8 @@ pub struct Balance {
 }
 
 /// A histogram in a few numbers.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Quantiles {
     /// The distribution's name.
     pub name: String,
@@ -102,7 +106,8 @@ pub struct Quantiles {
 }
 
 /// One worker.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct WorkerSnapshot {
     /// Its number, that of its queue.
     pub worker: usize,
@@ -113,7 +118,8 @@ pub struct WorkerSnapshot {
 }
 
 /// One second in which packets moved.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Second {
     /// How long ago it ended.
     pub seconds_ago: f64,
@@ -128,7 +134,8 @@ pub struct Second {
 }
 
 /// One peer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct PeerSnapshot {
     /// Its public key in base64.
     pub public_key: String,

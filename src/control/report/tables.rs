@@ -72,7 +72,7 @@ pub fn tiles(run: &Run, other: Option<&Run>) -> String {
     let count = |value: f64| show::amount(value.round() as u64);
     let dropped: Read = |run| run.drops().iter().map(|drop| drop.packets as f64).sum();
     let calls: Read = |run| {
-        let packets = run.counted("sent_datagrams") + run.counted("written_packets");
+        let packets = run.counted("sent_datagrams").saturating_add(run.counted("written_packets"));
         if packets == 0 { 0.0 } else { run.counted("enters") as f64 / packets as f64 }
     };
     let rows: [Tile<'_>; 8] = [
