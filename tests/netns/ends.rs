@@ -108,13 +108,13 @@ impl End {
     ) -> End {
         let interface = interface.to_owned();
         let socket = PathBuf::from(format!("/var/run/wireguard/{interface}.sock"));
-        let inode = || fs::metadata(&socket).map(|socket| socket.ino()).ok();
-        // One that was killed has left its own.
-        let stale = inode();
+        // One that was killed has left its own; numbers of files are used again, and so this looks at the time, too.
+        let found = || fs::metadata(&socket).map(|file| (file.ino(), file.ctime(), file.ctime_nsec())).ok();
+        let stale = found();
         let process = Tunnel::spawn(command);
         wait_until("the configuration socket", || {
             assert!(process.is_alive(), "{program:?} ended early: {}", process.output());
-            inode().is_some() && inode() != stale && host.has_link(&interface)
+            found().is_some() && found() != stale && host.has_link(&interface)
         });
         let end = End { program, process, interface };
         // Of one that was killed, the port may be taken for a moment; ours waits for it.

@@ -221,6 +221,7 @@ fn an_unknown_key_gets_nothing_and_a_wrong_preshared_key_no_session() {
     // A changed one counts at the next handshake.
     daemon.set_psk(&peer, &[6; 32]);
     peer.ping(&mut session);
+    thread::sleep(Duration::from_millis(60));
     let old = peer.initiation(3, Stamp::now());
     peer.send(&old.message);
     let response = peer.hear(2);
