@@ -115,17 +115,6 @@ fn help_names_every_option_and_its_environment_variable() {
 }
 
 #[test]
-fn show_says_which_tunnel_does_not_run_and_which_name_cannot_be() {
-    let absent = run(&["show", "uvabsent0"]);
-    assert_eq!(absent.status.code(), Some(1));
-    assert_eq!(text(&absent.stderr), "uringvpn: uvabsent0: no such tunnel is running\n");
-    let impossible = run(&["show", "../etc"]);
-    assert_eq!(impossible.status.code(), Some(1));
-    assert!(text(&impossible.stderr).contains("\"../etc\""), "{}", text(&impossible.stderr));
-    assert_eq!(run(&["show", "uvabsent0", "--json", "--check"]).status.code(), Some(2));
-}
-
-#[test]
 fn help_has_no_option_the_tests_do_not_know() {
     let help = run(&["--help"]);
     let variables = text(&help.stdout).matches("[env: URINGVPN_").count();

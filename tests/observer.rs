@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -204,4 +205,18 @@ fn whoever_takes_too_long_to_ask_is_shown_out() {
     stream.write_all(b"sh").unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     assert_eq!(stream.read(&mut [0; 16]).unwrap(), 0);
+}
+
+#[test]
+fn show_says_which_tunnel_does_not_run_and_which_name_cannot_be() {
+    let show = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_uringvpn"));
+        let output = command.arg("show").args(words).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let absent = (Some(1), "uringvpn: uvabsent0: no such tunnel is running\n".to_owned());
+    assert_eq!(show(&["uvabsent0"]), absent);
+    let (code, reason) = show(&["../etc"]);
+    assert!(code == Some(1) && reason.contains("\"../etc\""), "{reason}");
+    assert_eq!(show(&["uvabsent0", "--json", "--check"]).0, Some(2));
 }
