@@ -74,8 +74,7 @@ pub enum ShowError {
 pub fn run(show: &Show, out: &mut dyn Write) -> Result<(), ShowError> {
     match &show.name {
         Some(name) => {
-            check_name(name).map_err(|problem| ShowError::Name(super::shorten(name), problem))?;
-            out.write_all(page(show, name)?.as_bytes())?;
+            out.write_all(page(show, checked(name)?)?.as_bytes())?;
         }
         None => {
             let mut gap = "";
@@ -112,6 +111,32 @@ pub(super) fn running(directory: &Path) -> Vec<String> {
         entries.filter_map(|entry| name(entry.path())).filter(|name| check_name(name).is_ok()).collect();
     names.sort_unstable();
     names
+}
+
+/// The tunnel that is meant by `name`, or by none.
+pub(super) fn meant(name: Option<&str>) -> Result<String, ShowError> {
+    match name {
+        Some(name) => checked(name).map(str::to_owned),
+        None => the_only_one(running(Path::new(DIRECTORY)), |name| look(name).is_ok()),
+    }
+}
+
+fn checked(name: &str) -> Result<&str, ShowError> {
+    check_name(name).map_err(|problem| ShowError::Name(super::shorten(name), problem))?;
+    Ok(name)
+}
+
+/// The tunnel that is meant when none is named. A killed process leaves a socket that nobody answers at.
+fn the_only_one(names: Vec<String>, answers: impl Fn(&str) -> bool) -> Result<String, ShowError> {
+    let mut names = names;
+    if names.len() > 1 {
+        names.retain(|name| answers(name));
+    }
+    match names.len() {
+        0 => Err(ShowError::NoneRunning),
+        1 => Ok(names.remove(0)),
+        _ => Err(ShowError::Several(names)),
+    }
 }
 
 /// Where a tunnel answers.
@@ -363,6 +388,17 @@ mod tests {
             refused.to_string(),
             "wg0: it is version \"9.0\" and tells schema 2, this version reads schema 1"
         );
+    }
+
+    #[test]
+    fn without_a_name_the_only_tunnel_is_meant() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        assert!(matches!(the_only_one(names(&[]), |_| true), Err(ShowError::NoneRunning)));
+        assert_eq!(the_only_one(names(&["wg0"]), |_| true).ok(), Some("wg0".to_owned()));
+        let left_over = the_only_one(names(&["wg0", "wg1"]), |name| name == "wg1");
+        assert_eq!(left_over.ok(), Some("wg1".to_owned()));
+        let several = the_only_one(names(&["wg0", "wg1"]), |_| true).expect_err("one must be chosen");
+        assert_eq!(several.to_string(), "several tunnels are running, name one of them: wg0, wg1");
     }
 
     #[test]

@@ -228,7 +228,7 @@ impl Totals {
     }
 
     fn check_that(&self, holds: impl Fn(i64) -> bool) -> Result<(), Imbalance> {
-        for direction in [Direction::Outbound, Direction::Inbound] {
+        for direction in Direction::ALL {
             let in_flight = self.in_flight(direction);
             if !holds(in_flight) {
                 return Err(Imbalance { direction, in_flight });

@@ -9,6 +9,19 @@ pub enum Direction {
     Inbound,
 }
 
+impl Direction {
+    /// Both.
+    pub const ALL: [Direction; 2] = [Direction::Outbound, Direction::Inbound];
+
+    /// The name in statistics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Direction::Outbound => "outbound",
+            Direction::Inbound => "inbound",
+        }
+    }
+}
+
 macro_rules! drop_reasons {
     ($($(#[doc = $help:literal])+ $variant:ident $direction:ident $label:literal;)*) => {
         /// Why a packet went no further. Every drop is counted under exactly one of these.

@@ -18,7 +18,6 @@ use prometheus_client::registry::{Registry, Unit as MetricUnit};
 use super::counters::Totals;
 use super::distributions::{DISTRIBUTIONS, Distributions, Unit};
 use super::drop::{Direction, DropReason};
-use super::snapshot::name;
 
 /// The media type of the text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -92,7 +91,7 @@ impl Metrics {
         let help = "Packets that went no further, by reason; `uringvpn show` says what each reason means.";
         let mut family = encoder.encode_descriptor("dropped_packets", help, None, MetricType::Counter)?;
         for reason in DropReason::ALL {
-            let labels = [("direction", name(reason.direction())), ("reason", reason.label())];
+            let labels = [("direction", reason.direction().name()), ("reason", reason.label())];
             let packets: u64 = self.workers.iter().map(|totals| totals.dropped(*reason)).sum();
             family.encode_family(&labels)?.encode_counter(&packets, NO_EXEMPLAR)?;
         }
@@ -105,9 +104,9 @@ impl Metrics {
         encoder.encode_descriptor("staged_packets", help, None, MetricType::Gauge)?.encode_gauge(&staged)?;
         let help = "Packets taken in and neither passed on, dropped nor staged. Read while workers run.";
         let mut family = encoder.encode_descriptor("in_flight_packets", help, None, MetricType::Gauge)?;
-        for direction in [Direction::Outbound, Direction::Inbound] {
+        for direction in Direction::ALL {
             let in_flight: i64 = self.workers.iter().map(|totals| totals.in_flight(direction)).sum();
-            family.encode_family(&[("direction", name(direction))])?.encode_gauge(&in_flight)?;
+            family.encode_family(&[("direction", direction.name())])?.encode_gauge(&in_flight)?;
         }
         let help = "How long the tunnel has run.";
         let unit = Some(&MetricUnit::Seconds);

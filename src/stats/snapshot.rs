@@ -153,14 +153,6 @@ pub struct PeerSnapshot {
     pub persistent_keepalive: u16,
 }
 
-/// The name of a direction in statistics.
-pub const fn name(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Outbound => "outbound",
-        Direction::Inbound => "inbound",
-    }
-}
-
 /// Counters under their names.
 pub fn counters(totals: &Totals) -> BTreeMap<String, u64> {
     Totals::COUNTERS.iter().zip(totals.values()).map(|(info, value)| (info.name.to_owned(), value)).collect()
@@ -168,20 +160,19 @@ pub fn counters(totals: &Totals) -> BTreeMap<String, u64> {
 
 /// What was dropped, by reason.
 pub fn drops(totals: &Totals) -> Vec<Dropped> {
-    let directions = [Direction::Outbound, Direction::Inbound];
     let dropped = |(reason, packets): (DropReason, u64)| Dropped {
         reason: reason.label().to_owned(),
-        direction: name(reason.direction()).to_owned(),
+        direction: reason.direction().name().to_owned(),
         packets,
         help: reason.help().to_owned(),
     };
-    directions.into_iter().flat_map(|direction| totals.drops(direction).map(dropped)).collect()
+    Direction::ALL.into_iter().flat_map(|direction| totals.drops(direction).map(dropped)).collect()
 }
 
 /// One direction's account.
 pub fn balance(totals: &Totals, direction: Direction) -> Balance {
     Balance {
-        direction: name(direction).to_owned(),
+        direction: direction.name().to_owned(),
         taken_in: totals.taken_in(direction),
         passed_on: totals.passed_on(direction),
         dropped: totals.dropped_in(direction),

@@ -18,10 +18,8 @@ use super::drop::Direction;
 use super::history::History;
 use super::openmetrics::Metrics;
 use super::recorder::Full;
-use super::snapshot::{self, Quantiles, SCHEMA, Snapshot, WorkerSnapshot, name};
+use super::snapshot::{self, Quantiles, SCHEMA, Snapshot, WorkerSnapshot};
 use crate::time::Time;
-
-const DIRECTIONS: [Direction; 2] = [Direction::Outbound, Direction::Inbound];
 
 /// The running stats thread. Dropping it without [`StatsHandle::stop`] ends the thread too, without a summary.
 #[derive(Debug)]
@@ -211,7 +209,7 @@ impl Collector {
             uptime_seconds: self.uptime_seconds(now),
             counters: snapshot::counters(&totals),
             drops: snapshot::drops(&totals),
-            balance: DIRECTIONS.map(|direction| snapshot::balance(&totals, direction)).into(),
+            balance: Direction::ALL.map(|direction| snapshot::balance(&totals, direction)).into(),
             distributions: Quantiles::of_all(&self.whole_run),
             workers: workers
                 .map(|(worker, (counters, last_second))| WorkerSnapshot {
@@ -239,11 +237,11 @@ impl Collector {
 fn interval_block(now: &Totals, recent: &Totals, recorded: &Distributions<u64>, elapsed: Duration) -> String {
     let seconds = elapsed.as_secs_f64().max(1e-9);
     let mut block = String::new();
-    for direction in DIRECTIONS {
+    for direction in Direction::ALL {
         let (packets, bytes) = passed_on(recent, direction);
         block += &format!(
             "{:8}  {:>9.0} packets/s  {:>7.3} Gbit/s  {}  in flight {}\n",
-            name(direction),
+            direction.name(),
             packets as f64 / seconds,
             bytes as f64 * 8.0 / seconds / 1e9,
             percentiles(latency(recorded, direction)),
@@ -301,12 +299,12 @@ pub struct Summary {
 /// Prose for people, then one line `totals: name=value …` for programs.
 impl fmt::Display for Summary {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for direction in DIRECTIONS {
+        for direction in Direction::ALL {
             let (packets, bytes) = passed_on(&self.totals, direction);
             writeln!(
                 out,
                 "{:8}  {packets} packets  {:.3} GB  {}  in flight {}",
-                name(direction),
+                direction.name(),
                 bytes as f64 / 1e9,
                 percentiles(latency(&self.distributions, direction)),
                 self.totals.in_flight(direction),
@@ -322,16 +320,16 @@ impl fmt::Display for Summary {
         for (info, value) in Totals::COUNTERS.iter().zip(self.totals.values()) {
             write!(out, " {}={value}", info.name)?;
         }
-        for direction in DIRECTIONS {
+        for direction in Direction::ALL {
             for (reason, packets) in self.totals.drops(direction) {
                 write!(out, " dropped_{}={packets}", reason.label())?;
             }
         }
-        for direction in DIRECTIONS {
+        for direction in Direction::ALL {
             let latency = latency(&self.distributions, direction);
             if !latency.is_empty() {
                 let [p50, p99] = [0.50, 0.99].map(|quantile| latency.value_at_quantile(quantile));
-                let name = name(direction);
+                let name = direction.name();
                 write!(out, " {name}_latency_ns_p50={p50} {name}_latency_ns_p99={p99}")?;
             }
         }

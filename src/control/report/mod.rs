@@ -24,7 +24,6 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use super::name::check_name;
 use super::show::{self, ShowError};
 use file::Destination;
 use run::Run;
@@ -57,12 +56,6 @@ pub enum ReportError {
     /// The tunnel cannot be watched.
     #[error(transparent)]
     Show(#[from] ShowError),
-    /// There is none.
-    #[error("no tunnel is running that you may look at")]
-    Nothing,
-    /// There are several.
-    #[error("several tunnels are running, name one: {0}")]
-    Several(String),
     /// The tunnel ended and another of its name began.
     #[error("{0}: the tunnel was started anew meanwhile; watch it again")]
     Restarted(String),
@@ -113,26 +106,8 @@ pub fn run(report: &Report, out: &mut dyn Write, notes: &mut dyn Write) -> Resul
 }
 
 fn watch(report: &Report, notes: &mut dyn Write) -> Result<Run, ReportError> {
-    let name = match &report.name {
-        Some(name) => {
-            check_name(name).map_err(|problem| ShowError::Name(super::shorten(name), problem))?;
-            name.clone()
-        }
-        None => only_one()?,
-    };
+    let name = show::meant(report.name.as_deref())?;
     collect::watch(&name, report.seconds, notes)
-}
-
-/// The tunnel that runs, if it is one.
-fn only_one() -> Result<String, ReportError> {
-    let sockets = show::running(Path::new(super::observer::DIRECTORY));
-    // A socket may have outlived its tunnel.
-    let mut names: Vec<_> = sockets.into_iter().filter(|name| show::look(name).is_ok()).collect();
-    match names.len() {
-        0 => Err(ReportError::Nothing),
-        1 => Ok(names.remove(0)),
-        _ => Err(ReportError::Several(names.join(", "))),
-    }
 }
 
 fn read(path: &Path) -> Result<Run, ReportError> {

@@ -207,7 +207,7 @@ pub mod samples {
             }
         }
         let totals = Totals::of([&worker]);
-        let directions = [Direction::Outbound, Direction::Inbound];
+        let directions = Direction::ALL;
         let snapshot = Snapshot {
             schema: snapshot::SCHEMA,
             version: "0.1.0".to_owned(),

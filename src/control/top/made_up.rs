@@ -8,7 +8,7 @@ use crate::stats::counters::Totals;
 use crate::stats::distributions::{DISTRIBUTIONS, Unit};
 use crate::stats::drop::DropReason;
 use crate::stats::snapshot::{
-    Balance, Dropped, PeerSnapshot, Quantiles, SCHEMA, Second, Snapshot, WorkerSnapshot, name, unit,
+    Balance, Dropped, PeerSnapshot, Quantiles, SCHEMA, Second, Snapshot, WorkerSnapshot, unit,
 };
 
 /// A tunnel with two equal workers and three peers after so many seconds, in which each packet had 1000 bytes and half as
@@ -28,7 +28,7 @@ pub fn look(uptime_seconds: f64, packets: u64) -> Look {
     };
     let drop = |reason: DropReason, packets| Dropped {
         reason: reason.label().to_owned(),
-        direction: name(reason.direction()).to_owned(),
+        direction: reason.direction().name().to_owned(),
         packets,
         help: reason.help().to_owned(),
     };

@@ -23,15 +23,12 @@ mod sheets;
 mod view;
 
 use std::io::{IsTerminal, stdin, stdout};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use self::rates::{Look, Rates};
 use self::view::Ink;
-use super::name::check_name;
-use super::observer::DIRECTORY;
-use super::show::{ShowError, imbalance, look, running, socket};
+use super::show::{ShowError, imbalance, look, meant, socket};
 
 /// What is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,13 +59,7 @@ pub fn parse_interval(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// [`ShowError`], also when the tunnel ends.
 pub fn run(top: &Top) -> Result<(), ShowError> {
-    let name = match &top.name {
-        Some(name) => {
-            check_name(name).map_err(|problem| ShowError::Name(super::shorten(name), problem))?;
-            name.clone()
-        }
-        None => the_only_one(running(Path::new(DIRECTORY)), |name| look(name).is_ok())?,
-    };
+    let name = meant(top.name.as_deref())?;
     let now = look_at(&name)?;
     let watch = Watch { name: name.into(), before: None, now, odd_looks: 0, trouble: None };
     let variable = |name: &str| std::env::var(name).unwrap_or_default();
@@ -78,19 +69,6 @@ pub fn run(top: &Top) -> Result<(), ShowError> {
     }
     let ink = Ink { ascii: top.ascii || !speaks_utf8(variable), colour: variable("NO_COLOR").is_empty() };
     screen::run(top, watch, ink)
-}
-
-/// The tunnel that is meant when none is named. A killed process leaves a socket that nobody answers at.
-fn the_only_one(names: Vec<String>, answers: impl Fn(&str) -> bool) -> Result<String, ShowError> {
-    let mut names = names;
-    if names.len() > 1 {
-        names.retain(|name| answers(name));
-    }
-    match names.len() {
-        0 => Err(ShowError::NoneRunning),
-        1 => Ok(names.remove(0)),
-        _ => Err(ShowError::Several(names)),
-    }
 }
 
 /// Whether the locale's characters are UTF-8; of the three variables the first that is set counts. locale(7).
@@ -176,17 +154,6 @@ mod tests {
         for words in ["--interval -1", "--interval", "--count 0", "--count x", "wg0 wg1"] {
             assert_eq!(top(words).expect_err(words).exit_code(), 2);
         }
-    }
-
-    #[test]
-    fn without_a_name_the_only_tunnel_is_meant() {
-        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-        assert!(matches!(the_only_one(names(&[]), |_| true), Err(ShowError::NoneRunning)));
-        assert_eq!(the_only_one(names(&["wg0"]), |_| true).ok(), Some("wg0".to_owned()));
-        let left_over = the_only_one(names(&["wg0", "wg1"]), |name| name == "wg1");
-        assert_eq!(left_over.ok(), Some("wg1".to_owned()));
-        let several = the_only_one(names(&["wg0", "wg1"]), |_| true).expect_err("one must be chosen");
-        assert_eq!(several.to_string(), "several tunnels are running, name one of them: wg0, wg1");
     }
 
     #[test]
