@@ -18,6 +18,7 @@ use uringvpn::dataplane::view::View;
 use uringvpn::io::driver::{Completion, Driver, Effort, Send, Wait};
 use uringvpn::io::lease::{self, Lease};
 use uringvpn::io::udp::WorkerSockets;
+use uringvpn::offload::Part;
 use uringvpn::offload::coalesce::{Gather, Merge};
 use uringvpn::offload::stride::Received;
 use uringvpn::stats::counters::{Totals, WorkerCounters};
@@ -90,6 +91,10 @@ impl Driver for Null {
         self.lent.push(lease);
     }
 
+    fn lent(&self, _part: Part) -> &[u8] {
+        unreachable!("nothing is captured")
+    }
+
     fn send(&mut self, send: Send) {
         self.done.push(Completion::Sent { send, result: Ok(()) });
     }
@@ -157,6 +162,7 @@ fn worker(arrivals: Vec<Arrival>) -> (DataWorker<Null>, Arc<WorkerCounters>) {
         merge: Merge { tcp: true, udp: true },
         counters: counters.clone(),
         reporter: Reporter::new(0, outbox, Time::default()),
+        self_check: Arc::default(),
         flags: Arc::new(Flags::default()),
     };
     (DataWorker::new(Null::new(arrivals), parts), counters)

@@ -16,19 +16,19 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used)]
 
+mod tunnel;
+
 use std::collections::VecDeque;
 use std::fs;
 use std::net::UdpSocket;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Child, Command};
 use std::sync::OnceLock;
-use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
+use tunnel::{PORT, run};
 use uringvpn::proto::cookie::MacWriter;
 use uringvpn::proto::crypto::AeadKey;
 use uringvpn::proto::keys::PresharedKey;
@@ -40,7 +40,6 @@ use uringvpn::wire::message::{
     INITIATION_BYTES, KEEPALIVE_BYTES, RESPONSE_BYTES, emit_data_header, response,
 };
 
-const PORT: u16 = 51820;
 /// A response that takes longer is given up.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// More handshakes than this in a second are not prepared for.
@@ -163,17 +162,6 @@ fn processor_time(pid: u32) -> Vec<(String, u64)> {
     threads.filter_map(|thread| time(&thread.path())).collect()
 }
 
-/// Configuration sockets lie in one directory whatever the network namespace.
-fn interface() -> String {
-    format!("hs{}", std::process::id())
-}
-
-fn run(words: &str) {
-    let mut words = words.split_whitespace();
-    let status = Command::new(words.next().unwrap()).args(words).status().unwrap();
-    assert!(status.success());
-}
-
 /// The program's core, and the generator's: the same if there is but one.
 fn cores() -> [usize; 2] {
     static CORES: OnceLock<[usize; 2]> = OnceLock::new();
@@ -181,46 +169,6 @@ fn cores() -> [usize; 2] {
         let allowed = core_affinity::get_core_ids().unwrap();
         [allowed[0].id, allowed[allowed.len() - 1].id]
     })
-}
-
-/// The program on its core, knowing all `peers`.
-fn start(plan: &Plan, files: &Path, key: &LocalKeys, peers: &[(LocalKeys, RemoteKeys)]) -> Child {
-    let file = |name: &str, text: &str| {
-        let path = files.join(name);
-        fs::write(&path, text).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        path.display().to_string()
-    };
-    let interface = interface();
-    let key = file("key", &key.private().to_base64());
-    let words = format!(
-        "-c {} {} -f --tun {interface} --queues {} --private-key {key} --listen {PORT} --address 10.0.0.1/8 \
-         --stats-interval 86400",
-        cores()[0],
-        env!("CARGO_BIN_EXE_uringvpn"),
-        plan.queues
-    );
-    let mut command = Command::new("taskset");
-    let out = fs::File::create(files.join("out")).unwrap();
-    command.args(words.split_whitespace()).stdout(out.try_clone().unwrap()).stderr(out);
-    let mut child = command.spawn().unwrap();
-    let socket = format!("/var/run/wireguard/{interface}.sock");
-    while !Path::new(&socket).exists() {
-        assert!(
-            child.try_wait().unwrap().is_none(),
-            "ended early: {:?}",
-            fs::read_to_string(files.join("out"))
-        );
-        thread::sleep(Duration::from_millis(10));
-    }
-    let mut config = String::new();
-    for (number, (peer, _)) in peers.iter().enumerate() {
-        let [_, high, middle, low] = (number as u32 + 256).to_be_bytes();
-        config +=
-            &format!("[Peer]\nPublicKey = {}\nAllowedIPs = 10.{high}.{middle}.{low}/32\n", peer.public());
-    }
-    run(&format!("wg addconf {interface} {}", file("peers", &config)));
-    child
 }
 
 fn main() {
@@ -241,7 +189,10 @@ fn main() {
         })
         .collect();
     let files = tempfile::tempdir().unwrap();
-    let mut child = start(&plan, files.path(), &device, &peers);
+    let keys: Vec<_> = peers.iter().map(|(local, _)| *local.public()).collect();
+    let core = format!("taskset -c {}", cores()[0]);
+    let queues = format!("--queues {}", plan.queues);
+    let mut child = tunnel::start(&core, &queues, files.path(), device.private(), &keys);
     let mut ours = CpuSet::new();
     ours.set(cores()[1]).unwrap();
     sched_setaffinity(Pid::from_raw(0), &ours).unwrap();

@@ -7,6 +7,7 @@
 
 In each round every contender runs once, the veth pair itself (the control) among them, and each round starts with
 the next one: what drifts over minutes (clock speed, neighbours) hits all alike. Ratios are taken within a round.
+`uringvpn report --from FILE` draws what was written.
 
 With --aead, the benchmark seal_open runs in each round, too. What the cable costs plus one seal and one open per packet is
 the least that an encrypted tunnel can cost: the limit. Build it with `cargo bench --no-run --bench seal_open`.

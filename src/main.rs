@@ -9,15 +9,16 @@ use std::process::ExitCode;
 use nix::sys::prctl::set_dumpable;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tracing::level_filters::LevelFilter;
+use uringvpn::control::capture::client::{self, Capture, CaptureError};
 use uringvpn::control::cli::{self, CliError, Invocation};
 use uringvpn::control::config::DeviceConfig;
 use uringvpn::control::config_file::ConfigFile;
 use uringvpn::control::key_commands::{self, KeyCommandError};
-use uringvpn::control::logging;
+use uringvpn::control::logging::{self, LogSettings};
 use uringvpn::control::report::{self, Report, ReportError};
 use uringvpn::control::show::{self, ShowError};
 use uringvpn::control::top;
+use uringvpn::expose;
 use uringvpn::io::daemon::{self, Daemon, Detached, Keep, notify_started};
 use uringvpn::io::features;
 use uringvpn::worker;
@@ -27,16 +28,23 @@ fn main() -> ExitCode {
     let _ = set_dumpable(false);
     match cli::parse(std::env::args_os()) {
         Ok(Invocation::Probe) => probe(),
-        Ok(Invocation::Show(wanted)) => shown(show::run(&wanted, &mut stdout().lock())),
+        Ok(Invocation::Show(wanted)) => shown(show::run(&wanted, &mut stdout().lock(), &mut stderr())),
         Ok(Invocation::Top(wanted)) => shown(top::run(&wanted)),
         Ok(Invocation::Report(wanted)) => report(&wanted),
+        Ok(Invocation::Capture(wanted)) => capture(&wanted),
         Ok(Invocation::GenerateKey) => generate(key_commands::generate_private),
         Ok(Invocation::GeneratePresharedKey) => generate(key_commands::generate_preshared),
         Ok(Invocation::PublicKey) => {
             key_result(key_commands::derive_public(&mut stdin().lock(), &mut stdout().lock()))
         }
-        Ok(Invocation::Run { config, file, log_level, warnings }) => {
-            start(*config, file, || begin_log(log_level, &warnings))
+        Ok(Invocation::Local { configs, log, warnings }) => {
+            exposed(|| begin_log(&log, &warnings), || expose::run::expose(configs))
+        }
+        Ok(Invocation::Server { config, log, warnings }) => {
+            exposed(|| begin_log(&log, &warnings), || expose::run::serve(*config))
+        }
+        Ok(Invocation::Run { config, file, log, warnings }) => {
+            start(*config, file, || begin_log(&log, &warnings))
         }
         Err(error) => {
             match &error {
@@ -52,6 +60,19 @@ fn main() -> ExitCode {
 fn failure(reason: &str) -> ExitCode {
     logging::print_error(reason);
     ExitCode::FAILURE
+}
+
+/// Runs a client or a server of public ports to its end.
+fn exposed(
+    begin_log: impl FnOnce() -> Result<(), String>,
+    run: impl FnOnce() -> anyhow::Result<()>,
+) -> ExitCode {
+    let result = begin_log().and_then(|()| run().map_err(|error| format!("{error:#}")));
+    logging::finish();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => failure(&reason),
+    }
 }
 
 /// Writes a new secret to standard output.
@@ -71,12 +92,17 @@ fn key_result(result: Result<(), KeyCommandError>) -> ExitCode {
 }
 
 /// Starts logging, with what was noticed before there was a log.
-fn begin_log(level: LevelFilter, warnings: &[String]) {
-    logging::start(level);
+fn begin_log(settings: &LogSettings, warnings: &[String]) -> Result<(), String> {
+    logging::start(settings).map_err(|error| format!("cannot log to the journal: {error}"))?;
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    Ok(())
 }
 
-fn start(mut config: DeviceConfig, file: Option<Box<ConfigFile>>, begin_log: impl FnOnce()) -> ExitCode {
+fn start(
+    mut config: DeviceConfig,
+    file: Option<Box<ConfigFile>>,
+    begin_log: impl FnOnce() -> Result<(), String>,
+) -> ExitCode {
     // In a container process 1 is the container: it must not end while the tunnel runs.
     config.foreground |= Pid::this() == Pid::from_raw(1);
     if config.foreground {
@@ -107,14 +133,16 @@ fn start(mut config: DeviceConfig, file: Option<Box<ConfigFile>>, begin_log: imp
 fn run(
     config: DeviceConfig,
     file: Option<Box<ConfigFile>>,
-    begin_log: impl FnOnce(),
+    begin_log: impl FnOnce() -> Result<(), String>,
     ready: impl FnOnce(),
 ) -> Result<(), String> {
-    begin_log();
+    begin_log()?;
     if config.plaintext {
         tracing::warn!("plaintext mode: packets are neither encrypted nor authenticated");
     }
-    worker::run(config, file, ready).map_err(|error| format!("{error:#}"))
+    let result = worker::run(config, file, ready).map_err(|error| format!("{error:#}"));
+    logging::finish();
+    result
 }
 
 /// Tells the parent. If it is gone, whoever started us has given up: then we end like on any SIGTERM.
@@ -122,6 +150,7 @@ fn release(daemon: Daemon) {
     if daemon.ready(Keep::Logs).is_err() {
         let _ = kill(Pid::this(), Signal::SIGTERM);
     }
+    logging::detached();
 }
 
 /// How showing what tunnels do went.
@@ -140,6 +169,18 @@ fn report(wanted: &Report) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever stops reading has seen enough.
         Err(ReportError::Write(_, error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(error) => failure(&error.to_string()),
+    }
+}
+
+/// Writes what goes through a tunnel to a file.
+fn capture(wanted: &Capture) -> ExitCode {
+    match client::run(wanted, &mut stderr()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever stops reading has seen enough.
+        Err(CaptureError::Write(_, error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS
         }
         Err(error) => failure(&error.to_string()),

@@ -20,7 +20,7 @@ const KEY: &str = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
 const SECRET: &str = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=";
 
 /// Every option of the command without its dashes.
-const OPTIONS: [&str; 18] = [
+const OPTIONS: [&str; 22] = [
     "peer",
     "private-key",
     "config",
@@ -38,7 +38,11 @@ const OPTIONS: [&str; 18] = [
     "foreground",
     "stats-interval",
     "metrics",
+    "metrics-peers",
     "log-level",
+    "log-peer",
+    "log-format",
+    "log-to",
 ];
 
 fn environment_name(option: &str) -> String {
@@ -272,6 +276,7 @@ fn every_environment_variable_is_honoured() {
         ("queues", "0"),
         ("stats-interval", "0"),
         ("metrics", "9586"),
+        ("metrics-peers", "perhaps"),
         ("plaintext", "perhaps"),
         ("no-routes", "perhaps"),
         ("pin", "perhaps"),
@@ -343,7 +348,7 @@ fn a_report_of_no_tunnel_or_of_absurd_length_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let page = directory.path().join("report.html");
     let page = page.to_str().unwrap();
-    assert_refused(&run(&["report", "none0", "-o", page]), 1, &["none0: no such tunnel is running"]);
+    assert_refused(&run(&["report", "none0", "-o", page]), 1, &["none0: nothing of this name is running"]);
     assert_refused(&run(&["report", "a/b", "-o", page]), 1, &["the interface name \"a/b\""]);
     assert_refused(&run(&["report", "--from", page, "-o", page]), 1, &["cannot read ", page]);
     for seconds in ["0", "3601", "-1", "many"] {
@@ -578,21 +583,6 @@ fn the_variables_of_other_implementations_are_honoured() {
     }
     let two = command().args(["wg7", "--queues", "2"]).env("WG_TUN_FD", "9").output().unwrap();
     assert_refused(&two, 2, &["queues 2", "one queue"]);
-
-    // A warning that every plaintext tunnel begins with, and the error that ends this one.
-    let arguments = ["-f", "--plaintext", "--peer", "nowhere.invalid:9", "--tun", "clitest%d"];
-    for (name, value, ours, logged) in [
-        ("LOG_LEVEL", "silent", None, false),
-        ("LOG_LEVEL", "error", None, false),
-        ("LOG_LEVEL", "warn", None, true),
-        ("LOG_LEVEL", "silent", Some("warn"), true),
-    ] {
-        let ours = ours.map(|level| ("URINGVPN_LOG_LEVEL", level));
-        let output = command().args(arguments).env(name, value).envs(ours).output().unwrap();
-        let message = text(&output.stderr);
-        assert_eq!(message.contains("neither encrypted"), logged, "{name}={value}: {message}");
-        assert_eq!(output.status.code(), Some(1), "{message}");
-    }
 }
 
 const FILE: &str = "[Interface]\nPrivateKey = SECRET\nAddress = 10.9.0.1/24\nDNS = 9.9.9.9\n\n\

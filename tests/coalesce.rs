@@ -323,6 +323,26 @@ fn a_write_knows_its_packets_and_when_the_first_was_received() {
 }
 
 #[test]
+fn a_refused_superpacket_comes_apart_into_the_packets_it_was_made_of() {
+    for (first, tcp) in [(tcp4(), true), (tcp6(), true), (udp4(), false), (udp6(), false)] {
+        let last = first.next(payload(100, 2));
+        let packets = [first.bytes(), last.bytes(), last.next(payload(60, 3)).bytes()];
+        let received = Received::new(&packets);
+        let mut coalescer = Coalescer::new(ALL);
+        for place in &received.places {
+            let packet = received.at(*place);
+            coalescer.push(packet, &IpView::parse(packet).unwrap(), *place, Time::from_nanos(70));
+        }
+        let refused = coalescer.drain().next().unwrap();
+        assert_eq!((refused.packets, refused.is_tcp()), (3, tcp));
+        let apart: Vec<Gather> = coalescer.apart(&refused).collect();
+        let writes: Vec<_> = apart.iter().map(|gather| received.written(gather)).collect();
+        assert_eq!(writes, packets.each_ref().map(|packet| alone(packet)));
+        assert!(apart.iter().all(|one| (one.packets, one.received) == (1, Time::from_nanos(70))));
+    }
+}
+
+#[test]
 fn padding_behind_the_packet_is_not_written() {
     let packet = tcp4().bytes();
     let padded = [&packet[..], &[0xdd; 12]].concat();

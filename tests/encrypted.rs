@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use packets::{Packet, payload, split};
 use uringvpn::dataplane::Context;
+use uringvpn::dataplane::codel::Codel;
 use uringvpn::dataplane::inbound::{self, Findings};
 use uringvpn::dataplane::outbound::{self, InPlace, Progress, Read, To};
 use uringvpn::dataplane::view::{Change, View};
@@ -16,10 +17,11 @@ use uringvpn::offload::stride::Received;
 use uringvpn::offload::train::{Train, TrainLimits, Trains};
 use uringvpn::proto::Endpoint;
 use uringvpn::proto::crypto::Secret;
+use uringvpn::proto::keys::PublicKey;
 use uringvpn::proto::output::Update;
 use uringvpn::proto::session::{Keys, Role, Session};
 use uringvpn::stats::counters::{Totals, WorkerCounters};
-use uringvpn::stats::drop::DropReason;
+use uringvpn::stats::drop::{Direction, DropReason};
 use uringvpn::time::{Span, Time};
 use uringvpn::wire::message::{DATA_HEADER_BYTES, DATA_OVERHEAD_BYTES};
 
@@ -48,7 +50,11 @@ impl End {
         let mut view = View::for_wireguard(MTU);
         let endpoint = Endpoint { remote: REMOTE.parse().unwrap(), local: None };
         for update in [
-            Update::PeerAdded { peer: 0, activity: Arc::default() },
+            Update::PeerAdded {
+                peer: 0,
+                public_key: PublicKey::from_bytes([7; 32]),
+                activity: Arc::default(),
+            },
             Update::Endpoint { peer: 0, endpoint: Some(endpoint) },
             Update::SessionAdded(session.clone()),
             Update::Current { peer: 0, session: Some(session.clone()) },
@@ -81,11 +87,11 @@ impl End {
                 let buffer = buffer.into_boxed_slice();
                 trains.adopt(Train { buffer, start, to, bytes, segment_bytes, datagrams, started: NOW });
             }
-            Progress::Done => {}
+            Progress::Done | Progress::Dropped(_) => {}
             other => panic!("the read is {other:?}"),
         }
         let seal = |mut train: Train<_, To>| {
-            outbound::seal(&mut train, &self.context()).unwrap();
+            outbound::reserve(&mut train, &self.context()).unwrap().seal(&mut train);
             let tos = train.to.tos;
             train.split_mut().map(|datagram| (datagram.to_vec(), tos)).collect::<Vec<_>>()
         };
@@ -94,6 +100,17 @@ impl End {
 
     /// Receives datagrams, all of one length but the last; what goes to the TUN, without vnet headers and taken apart.
     fn open(&self, datagrams: &[Vec<u8>], tos: u8) -> (Vec<Vec<u8>>, Findings) {
+        self.open_late(datagrams, tos, NOW, &mut Codel::default())
+    }
+
+    /// The same at `now`, of datagrams that have waited since [`NOW`] in `queue`.
+    fn open_late(
+        &self,
+        datagrams: &[Vec<u8>],
+        tos: u8,
+        now: Time,
+        queue: &mut Codel,
+    ) -> (Vec<Vec<u8>>, Findings) {
         let mut buffer = datagrams.concat();
         let received = Received {
             from: REMOTE.parse::<SocketAddr>().unwrap(),
@@ -107,7 +124,8 @@ impl End {
         };
         let mut coalescer = Coalescer::new(Merge { tcp: true, udp: true });
         let mut findings = Findings::default();
-        inbound::datagrams(&mut buffer, 0, &received, &self.context(), &mut coalescer, &mut findings);
+        let context = Context { now, ..self.context() };
+        inbound::datagrams(&mut buffer, 0, &received, &context, queue, &mut coalescer, &mut findings);
         let gathers: Vec<Gather> = coalescer.drain().collect();
         let write = |gather: &Gather| {
             let parts = gather.parts.iter().map(|part| &buffer[part.start as usize..][..part.len as usize]);
@@ -275,6 +293,50 @@ fn congestion_met_outside_is_told_inside_and_ecn_is_told_outside() {
     }
 }
 
+/// What arrives of two times three packets like `packet`, the second time after all have waited for longer than must be.
+fn arrives_late(packet: Packet) -> (Vec<Vec<u8>>, Totals) {
+    let (one, other) = End::pair();
+    let mut queue = Codel::default();
+    let mut receive = |now| {
+        // It was there at the look before.
+        (0..2).for_each(|_| queue.look(now));
+        let sealed: Vec<_> =
+            [&packet; 3].into_iter().flat_map(|packet| bytes(&one.seal(&single(packet)))).collect();
+        other.open_late(&sealed, packet.tos, now, &mut queue).0
+    };
+    let second = Span::from_secs(1);
+    assert_eq!(receive(NOW + second).len(), 3);
+    let arrived = receive(NOW + second + second);
+    let totals = Totals::of([&other.counters]);
+    assert_eq!(totals.in_flight(Direction::Inbound), arrived.len() as i64 + 3);
+    (arrived, totals)
+}
+
+#[test]
+fn a_standing_queue_marks_one_packet_of_a_receive_if_its_sender_understands() {
+    let (arrived, totals) = arrives_late(Packet { tos: 0b10, ..Packet::udp(false, payload(100, 1)) });
+    assert_eq!(arrived.iter().map(|packet| packet[1] & 0b11).collect::<Vec<_>>(), [0b11, 0b10, 0b10]);
+    assert_eq!((totals.congestion_marks, totals.dropped(DropReason::QueueDelay)), (1, 0));
+}
+
+#[test]
+fn a_standing_queue_drops_one_packet_of_a_receive_if_its_sender_understands_nothing_else() {
+    let (arrived, totals) = arrives_late(Packet::tcp(false, payload(100, 1)));
+    assert_eq!(arrived.len(), 2);
+    assert_eq!((totals.congestion_marks, totals.dropped(DropReason::QueueDelay)), (0, 1));
+}
+
+#[test]
+fn a_standing_queue_spares_what_would_slow_nobody_down() {
+    for packet in [Packet::tcp(false, Vec::new()), Packet::udp(true, payload(100, 1))] {
+        let (arrived, totals) = arrives_late(packet);
+        assert_eq!(
+            (arrived.len(), totals.congestion_marks, totals.dropped(DropReason::QueueDelay)),
+            (3, 0, 0)
+        );
+    }
+}
+
 fn fix_header_checksum(packet: &mut [u8]) {
     let checksum = etherparse::Ipv4Header::from_slice(packet).unwrap().0.calc_header_checksum();
     packet[10..12].copy_from_slice(&checksum.to_be_bytes());
@@ -339,7 +401,15 @@ fn a_session_of_180_seconds_neither_seals_nor_opens() {
     };
     let mut coalescer = Coalescer::new(Merge { tcp: true, udp: true });
     let mut findings = Findings::default();
-    inbound::datagrams(&mut buffer, 0, &received, &context(&other), &mut coalescer, &mut findings);
+    inbound::datagrams(
+        &mut buffer,
+        0,
+        &received,
+        &context(&other),
+        &mut Codel::default(),
+        &mut coalescer,
+        &mut findings,
+    );
     assert_eq!(other.dropped(DropReason::KeyExpired), 1);
     assert!(findings.heard.is_empty());
 }

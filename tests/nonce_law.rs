@@ -15,6 +15,7 @@ use uringvpn::dataplane::view::{Change, View};
 use uringvpn::offload::train::{Train, TrainLimits, Trains};
 use uringvpn::proto::Endpoint;
 use uringvpn::proto::crypto::Secret;
+use uringvpn::proto::keys::PublicKey;
 use uringvpn::proto::output::Update;
 use uringvpn::proto::session::{Keys, Role, Session};
 use uringvpn::stats::counters::WorkerCounters;
@@ -67,7 +68,11 @@ impl Worker {
         let mut view = View::for_wireguard(1420);
         let endpoint = Endpoint { remote: "192.0.2.2:51820".parse().unwrap(), local: None };
         for update in [
-            Update::PeerAdded { peer: 0, activity: Arc::default() },
+            Update::PeerAdded {
+                peer: 0,
+                public_key: PublicKey::from_bytes([7; 32]),
+                activity: Arc::default(),
+            },
             Update::Endpoint { peer: 0, endpoint: Some(endpoint) },
             Update::Current { peer: 0, session: Some(session.clone()) },
         ] {
@@ -107,7 +112,7 @@ impl Worker {
     /// Seals a train and gives its buffer back.
     fn send(&self, mut train: Train<Box<[u8]>, To>, sent: &mut Sent) -> Box<[u8]> {
         let context = Context { view: &self.view, now: NOW, counters: &self.counters };
-        outbound::seal(&mut train, &context).unwrap();
+        outbound::reserve(&mut train, &context).unwrap().seal(&mut train);
         sent.extend(train.split_mut().map(|datagram| datagram.to_vec()));
         train.buffer
     }

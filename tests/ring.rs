@@ -31,7 +31,7 @@ use uringvpn::io::driver::{Completion, Driver, Endpoint, Send, Wait};
 use uringvpn::io::fake::{Fake, Faults};
 use uringvpn::io::lease::Lease;
 use uringvpn::io::message::Devices;
-use uringvpn::io::ring;
+use uringvpn::io::ring::{self, Features};
 use uringvpn::io::syscall::Syscall;
 use uringvpn::io::udp::{self, Steering, UdpRequest, WorkerSockets};
 use uringvpn::io::uring::Uring;
@@ -44,25 +44,39 @@ use uringvpn::wire::ip::IpView;
 use uringvpn::wire::vnet_hdr::VnetHdr;
 
 /// Longer than anything here takes, so that a test that waits in vain fails and does not hang.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 type Open = fn(Devices, Waker) -> Box<dyn Driver>;
 
 fn open_uring(devices: Devices, waker: Waker) -> Box<dyn Driver> {
-    Box::new(Uring::new(devices, waker).unwrap())
+    Box::new(Uring::new(devices, waker, Features::default()).unwrap())
+}
+
+/// As on a kernel that has none of the features a ring can do without.
+fn open_plain_uring(devices: Devices, waker: Waker) -> Box<dyn Driver> {
+    let features = Features { defer_taskrun: false, multishot_read: false };
+    assert_eq!(ring::available(features).unwrap(), features);
+    Box::new(Uring::new(devices, waker, features).unwrap())
 }
 
 fn open_syscall(devices: Devices, waker: Waker) -> Box<dyn Driver> {
     Box::new(Syscall::new(devices, waker).unwrap())
 }
 
-/// One test per driver and name.
+/// One test per driver and name; io_uring twice, with and without what it can do without.
 macro_rules! on_both_drivers {
     ($($(#[$attribute:meta])* $name:ident)*) => {
         mod uring {
             $(#[test] $(#[$attribute])* fn $name() {
                 if super::has_io_uring() {
                     super::$name(super::open_uring);
+                }
+            })*
+        }
+        mod plain_uring {
+            $(#[test] $(#[$attribute])* fn $name() {
+                if super::has_io_uring() {
+                    super::$name(super::open_plain_uring);
                 }
             })*
         }
@@ -100,7 +114,7 @@ on_both_drivers! {
 }
 
 fn has_io_uring() -> bool {
-    let Err(error) = ring::available() else { return true };
+    let Err(error) = ring::available(Features::default()) else { return true };
     assert!(
         std::env::var("CI").as_deref() != Ok("true"),
         "no io_uring ({error}), and CI=true forbids skipping"
@@ -121,6 +135,7 @@ fn open_sockets(address: Option<IpAddr>) -> (WorkerSockets, u16) {
         gso: true,
         buffer_bytes: 4 << 20,
         steering: Steering::SourcePort,
+        steer: true,
         fwmark: 0,
         patience: udp::BUSY_PATIENCE,
     };
@@ -481,19 +496,26 @@ fn a_failed_read_is_told_and_what_stands_behind_it_is_read(open: Open) {
     for record in [b"first", b"then "] {
         send(rig.kernel.as_raw_fd(), record, MsgFlags::empty()).unwrap();
     }
-    // Who closes with something unread resets: the next read says so, once, and only then comes what was sent before.
+    // Who closes with something unread resets: the next read says so, once, and then comes what was sent before, as far as
+    // it was not read when it came.
     let (other, _) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
     drop(std::mem::replace(&mut rig.kernel, other));
-    let error = rig.next(|completion| match completion {
-        Completion::ReceiveFailed(error) => Some(error),
-        Completion::TunRead { bytes, .. } => panic!("{bytes} bytes were read before the error"),
-        _ => None,
-    });
-    assert_eq!(error, Errno::ECONNRESET);
-    for record in [b"first", b"then "] {
-        assert_eq!(rig.next_tun_read().1, record);
+    let (mut errors, mut records) = (Vec::new(), Vec::new());
+    while errors.is_empty() || records.len() < 2 {
+        rig.next(|completion| match completion {
+            Completion::ReceiveFailed(error) => {
+                errors.push(error);
+                Some(())
+            }
+            Completion::TunRead { lease, bytes } => {
+                records.push(lease[..bytes as usize].to_vec());
+                Some(())
+            }
+            _ => None,
+        });
     }
+    assert_eq!((errors, records), (vec![Errno::ECONNRESET], vec![b"first".to_vec(), b"then ".to_vec()]));
 }
 
 /// Sleeps in `turns` turns at most until a bell that rings after 30 ms.
@@ -532,7 +554,7 @@ fn a_deadline_ends_a_wait(open: Open) {
     let began = Instant::now();
     rig.turn(Wait::Until(deadline));
     assert!(rig.done.is_empty(), "{:?}", rig.done);
-    assert!((25..5_000).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
+    assert!((25..60_000).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
     assert!(rig.driver.now() >= deadline);
     // A deadline that has passed does not wait, nor for ever.
     rig.turn(Wait::Until(deadline));

@@ -13,21 +13,20 @@
 //! | `NAME` | nobody yet; whoever started us will, over the configuration socket, as with `wireguard-go NAME` |
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::builder::BoolishValueParser;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::builder::{BoolishValueParser, PossibleValue};
+use clap::{Arg, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use tracing::level_filters::LevelFilter;
-
-use super::config::{
-    ConfigError, DeviceConfig, IoChoice, MTU_DEFAULT, Offloads, PinChoice, QUEUES, parse_fwmark,
-};
+use super::capture::client::Capture;
+use super::config::{ConfigError, DeviceConfig, IoChoice, MTU_DEFAULT, PinChoice, QUEUES, parse_fwmark};
 use super::config_file::{ConfigFile, world_readable};
 use super::endpoint::{Listen, parse_address};
 use super::environment::WgEnvironment;
+use super::examples::{EXAMPLES, LOCAL_EXAMPLES, SERVER_EXAMPLES};
+use super::expose::{ClientConfig, LocalArgs, ServerArgs, ServerConfig};
+use super::logging::{LogArgs, LogSettings};
 use super::name::TUN_DEFAULT;
 use super::peer::{PeerConfig, PeerText};
 use super::report::{Report, SECONDS_MAX};
@@ -35,6 +34,8 @@ use super::secret::{self, holds_key, quote};
 use super::show::Show;
 use super::top::{self, Top};
 use crate::proto::keys::KeyError;
+use crate::stats::offloads::{Offload, OffloadInfo};
+use crate::time::Span;
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,8 +46,8 @@ pub enum Invocation {
         config: Box<DeviceConfig>,
         /// The file it comes from, to be read again on SIGHUP.
         file: Option<Box<ConfigFile>>,
-        /// Least severe level to log.
-        log_level: LevelFilter,
+        /// What is logged, as what and where to.
+        log: LogSettings,
         /// What the operator should know though the tunnel can run.
         warnings: Vec<String>,
     },
@@ -58,6 +59,26 @@ pub enum Invocation {
     Report(Report),
     /// Show what a running tunnel does, again and again.
     Top(Top),
+    /// Write what goes through a running tunnel to a file.
+    Capture(Capture),
+    /// Make a local service public on a server.
+    Local {
+        /// What and where, for each of its ports.
+        configs: Vec<ClientConfig>,
+        /// What to log, and where to.
+        log: LogSettings,
+        /// What the operator should know though it can run.
+        warnings: Vec<String>,
+    },
+    /// Be the server for those who do.
+    Server {
+        /// Where, and for whom.
+        config: Box<ServerConfig>,
+        /// What to log, and where to.
+        log: LogSettings,
+        /// What the operator should know though it can run.
+        warnings: Vec<String>,
+    },
     /// Print a new private key.
     GenerateKey,
     /// Print the public key to a private key.
@@ -108,13 +129,16 @@ where
         Some(Command::Top { name, interval, count, plain, ascii }) => {
             return Ok(Invocation::Top(Top { name, interval, count, plain, ascii }));
         }
+        Some(Command::Capture(capture)) => return Ok(Invocation::Capture(capture)),
+        Some(Command::Local(args)) => return local(&args),
+        Some(Command::Server(args)) => return server(&args),
         Some(Command::Genkey) => return Ok(Invocation::GenerateKey),
         Some(Command::Pubkey) => return Ok(Invocation::PublicKey),
         Some(Command::Genpsk) => return Ok(Invocation::GeneratePresharedKey),
         None => {}
     }
     let environment = WgEnvironment::read(|name| std::env::var_os(name))?;
-    let log_level = cli.args.log_level.map_or(environment.log_level, LowLevel::filter);
+    let log = cli.args.log.settings(environment.log_level)?;
     let file = cli.args.file(core_count(), &environment)?;
     let (config, warnings) = match &file {
         Some(file) => file.read()?,
@@ -124,7 +148,19 @@ where
         }
     };
     let (config, file) = (Box::new(config), file.map(Box::new));
-    Ok(Invocation::Run { config, file, log_level, warnings })
+    Ok(Invocation::Run { config, file, log, warnings })
+}
+
+fn local(args: &LocalArgs) -> Result<Invocation, CliError> {
+    let mut warnings = Vec::new();
+    let configs = args.configs(&mut warnings)?;
+    Ok(Invocation::Local { configs, log: args.common.log()?, warnings })
+}
+
+fn server(args: &ServerArgs) -> Result<Invocation, CliError> {
+    let mut warnings = Vec::new();
+    let config = Box::new(args.config(&mut warnings)?);
+    Ok(Invocation::Server { config, log: args.common.log()?, warnings })
 }
 
 /// clap repeats what it does not understand, which must not be a key.
@@ -143,6 +179,8 @@ fn core_count() -> usize {
 
 const ABOUT: &str = "A userspace tunnel for Linux: carries IP packets between a TUN interface and UDP.";
 
+const MORE: &str = "--help has more, and examples.";
+
 const LONG_ABOUT: &str = "\
 A userspace tunnel for Linux: carries IP packets between a TUN interface and UDP.
 
@@ -154,59 +192,15 @@ With NAME it makes an interface of that name, leaves it down, and waits for `wg`
 WG_TUN_FD, WG_UAPI_FD, WG_PROCESS_FOREGROUND and LOG_LEVEL in the environment mean what they mean to wireguard-go. \
 NOTIFY_SOCKET, in the foreground, is told when the tunnel is up, as systemd wants it of Type=notify.";
 
-const EXAMPLES: &str = "\
-Examples:
-  A key for each end; the public one is for the other end:
-
-    umask 077; uringvpn genkey > wg.key; uringvpn pubkey < wg.key
-
-  A server at 192.0.2.1 that learns where its client is, and the client,
-  10.9.0.1 and 10.9.0.2 being their addresses inside the tunnel:
-
-    uringvpn --private-key wg.key --address 10.9.0.1/24 --peer CLIENT_KEY@,allowed-ips=10.9.0.2
-    uringvpn --private-key wg.key --address 10.9.0.2/24 \\
-      --peer SERVER_KEY@192.0.2.1:51820,allowed-ips=10.9.0.0/24
-
-  The same from a file of wg-quick, by us, and by wg-quick with its hooks, DNS and default routes
-  on a kernel without WireGuard of its own:
-
-    uringvpn --config wg0.conf
-    WG_QUICK_USERSPACE_IMPLEMENTATION=uringvpn wg-quick up ./wg0.conf
-
-  An interface for `wg` to configure, in the foreground:
-
-    uringvpn -f wg0
-
-  Two hosts on a network you trust, tunnelled without encryption:
-
-    on 192.0.2.1:  uringvpn --plaintext --address 10.9.0.1/24 --peer 192.0.2.2:51820
-    on 192.0.2.2:  uringvpn --plaintext --address 10.9.0.2/24 --peer 192.0.2.1:51820
-
-  What this kernel offers, and what is done without it; what running tunnels do:
-
-    uringvpn probe
-    uringvpn show
-    uringvpn top
-
-  Ten seconds of a running tunnel as a page of pictures, and ten more beside them:
-
-    uringvpn report -o before.html
-    uringvpn report -o after.html --against before.html
-
-Exit codes:
-  0  the tunnel ran and was stopped, or is running in the background
-  1  something failed, the message says what
-  2  the command line, an environment variable or a file named there is wrong";
-
 #[derive(Debug, Parser)]
 #[command(
     name = "uringvpn",
     version,
-    override_usage = "uringvpn [OPTIONS] --private-key <FILE> --peer <PEER>...\n       uringvpn [OPTIONS] --config <FILE>\n       uringvpn [OPTIONS] <NAME>\n       uringvpn [OPTIONS] --plaintext --peer <PEER>...\n       uringvpn genkey | pubkey | genpsk | probe | show | top | report",
+    override_usage = "uringvpn [OPTIONS] --private-key <FILE> --peer <PEER>...\n       uringvpn [OPTIONS] --config <FILE>\n       uringvpn [OPTIONS] <NAME>\n       uringvpn [OPTIONS] --plaintext --peer <PEER>...\n       uringvpn genkey | pubkey | genpsk | probe | show | top | report | capture | local | server",
     about = ABOUT,
     long_about = LONG_ABOUT,
     after_long_help = EXAMPLES,
-    after_help = "--help has more, and examples.",
+    after_help = MORE,
     args_conflicts_with_subcommands = true,
     subcommand_precedence_over_arg = true,
     disable_help_subcommand = true,
@@ -223,17 +217,19 @@ struct Cli {
 enum Command {
     /// Print what this kernel offers: each offload, each ring feature, and what is done without it
     Probe,
-    /// Print what running tunnels do: latencies by stage, workers, drops, peers
+    /// Print what running tunnels do, and programs that expose ports: times, counters, drops, peers, ports
     ///
-    /// Only the user who runs a tunnel may look. Exit code 1 when the tunnel does not run, or with --check when a packet is
-    /// unaccounted for.
+    /// Of a tunnel latencies by stage, workers, drops and peers; of `uringvpn local` and `uringvpn server` visitors, connections,
+    /// their times, why they ended, and ports. Only the user who runs them may look. Exit code 1 when there is nobody of that name,
+    /// or with --check when a packet, a visitor or a connection is unaccounted for.
     Show {
-        /// Interface of the tunnel; otherwise all
+        /// Interface of the tunnel, or name of the program, as server-7835 or local-8000; otherwise all
         name: Option<String>,
-        /// As JSON, one line per tunnel; `schema` counts incompatible changes
+        /// As JSON, one line each; `schema` counts incompatible changes, `kind` is tunnel, server or local
         #[arg(long, conflicts_with = "check")]
         json: bool,
-        /// Only whether every packet is accounted for: in = out + dropped + staged + in flight
+        /// Only whether all is accounted for: packets in = out + dropped + staged + in flight; visitors = joined + turned away +
+        /// left + waiting, joined = open + ended
         #[arg(long)]
         check: bool,
     },
@@ -252,10 +248,10 @@ enum Command {
         /// The page to write; - is standard output
         #[arg(long, short, value_name = "FILE", default_value = "report.html")]
         output: PathBuf,
-        /// Draw beside an earlier report, its page or its JSON, with the differences marked
+        /// Draw beside an earlier report or measurement, its page or its JSON, with the differences marked
         #[arg(long, value_name = "FILE")]
         against: Option<PathBuf>,
-        /// Draw an earlier report again, its page or its JSON, instead of watching
+        /// Draw an earlier report again, its page or its JSON, or what perf/run.py measured, instead of watching
         #[arg(long, value_name = "FILE")]
         from: Option<PathBuf>,
         /// Write the data alone, too
@@ -265,12 +261,13 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         hlog: Option<PathBuf>,
     },
-    /// Watch a running tunnel: rates, latencies by stage, workers, peers, drops
+    /// Watch a running tunnel, or a program that exposes ports: rates, times, workers, peers, drops; ports, connections
     ///
     /// Keys are explained on the screen. When standard input or output is no terminal it prints a block of lines instead, again
-    /// and again. Colours are left out when NO_COLOR is set. Exit code 1 when the tunnel does not run or ends.
+    /// and again. Colours are left out when NO_COLOR is set. Exit code 1 when there is nobody of that name, or
+    /// when it ends.
     Top {
-        /// Interface of the tunnel; may be left out when only one runs
+        /// Interface of the tunnel, or name of the program, as server-7835 or local-8000; may be left out when only one runs
         name: Option<String>,
         /// Time between two looks in seconds, 0.1 to 60
         #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = top::parse_interval)]
@@ -285,12 +282,32 @@ enum Command {
         #[arg(long)]
         ascii: bool,
     },
+    Capture(Capture),
+    /// Make a local TCP or UDP service public on a port of a server
+    ///
+    /// Speaks the protocol of bore, so that the server may be `bore server`. Prints the public address. When the connection to
+    /// the server is lost it comes back by itself and asks for the same port. Needs no privileges, and no tunnel.
+    #[command(override_usage = "uringvpn local [OPTIONS] --to <HOST> <PORT>...")]
+    #[command(after_long_help = LOCAL_EXAMPLES, after_help = MORE)]
+    #[command(mut_arg("log_peer", |arg| arg.hide(true)), mut_arg("log_to", in_the_foreground))]
+    Local(LocalArgs),
+    /// Give public ports to those who run `uringvpn local` or `bore local`
+    ///
+    /// Without a secret everybody who reaches the control port may open a port here. Ports below 1024 need privileges.
+    #[command(after_long_help = SERVER_EXAMPLES, after_help = MORE)]
+    #[command(mut_arg("log_peer", |arg| arg.hide(true)), mut_arg("log_to", in_the_foreground))]
+    Server(ServerArgs),
     /// Print a new private key
     Genkey,
     /// Read a private key from standard input and print the public key that belongs to it
     Pubkey,
     /// Print a new preshared key
     Genpsk,
+}
+
+/// What an option says of the background is left out.
+fn in_the_foreground(option: Arg) -> Arg {
+    option.long_help(None::<&str>)
 }
 
 /// The options as they were typed.
@@ -390,12 +407,13 @@ struct LowArgs {
     #[arg(value_enum, default_value_t = LowIo::Auto, help_heading = "Speed")]
     io: LowIo,
 
-    /// Kernel offloads to leave unused, separated by commas
+    /// What the kernel offers and we leave unused, separated by commas
     ///
-    /// Without this all are used that the kernel has; `uringvpn probe` lists them.
+    /// Without this all is used that the kernel has: `uringvpn probe` lists it, and `uringvpn show` says of a running tunnel
+    /// what is on, off or downgraded, and why. io_uring as a whole is left unused with --io syscall.
     #[arg(long, env = "URINGVPN_DISABLE", hide_env_values = true, value_name = "LIST")]
     #[arg(value_enum, value_delimiter = ',', help_heading = "Speed")]
-    disable: Vec<LowOffload>,
+    disable: Vec<Offload>,
 
     /// Whether worker N stays on the Nth core
     #[arg(long, env = "URINGVPN_PIN", hide_env_values = true, value_name = "WHETHER")]
@@ -414,30 +432,44 @@ struct LowArgs {
     #[arg(help_heading = "Process")]
     stats_interval: Option<u64>,
 
-    /// Serve metrics to Prometheus at this address: http://ADDR:PORT/metrics
+    /// Serve metrics to Prometheus: at http://ADDR:PORT/metrics, or with unix:PATH on a socket
     ///
-    /// OpenMetrics text with real histograms. Whoever reaches the address can read it; keep it on 127.0.0.1 or a network of
-    /// your own.
-    #[arg(long, env = "URINGVPN_METRICS", hide_env_values = true, value_name = "ADDR:PORT")]
+    /// OpenMetrics with real histograms, or the older text, as is asked for. Whoever reaches the address can read it; keep it on
+    /// 127.0.0.1 or a network of your own. The socket, whose path begins with /, is for its owner alone, and is gone when the
+    /// tunnel is.
+    #[arg(long, env = "URINGVPN_METRICS", hide_env_values = true, value_name = "ADDR:PORT|unix:PATH")]
     #[arg(help_heading = "Process")]
-    metrics: Option<SocketAddr>,
+    metrics: Option<String>,
 
-    /// Least severe messages to log [default: info]
+    /// Metrics of each peer, too, labelled with its public key
     ///
-    /// The log goes to standard error. In the background it is kept only if that is a file or a socket.
-    #[arg(long, env = "URINGVPN_LOG_LEVEL", hide_env_values = true, value_name = "LEVEL")]
-    #[arg(value_enum, help_heading = "Process")]
-    log_level: Option<LowLevel>,
+    /// Of the first 1000 peers; a gauge tells how many are left out.
+    #[arg(long, env = "URINGVPN_METRICS_PEERS", hide_env_values = true, value_parser = BoolishValueParser::new())]
+    #[arg(help_heading = "Process")]
+    metrics_peers: bool,
+
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum LowIo {
+pub(super) enum LowIo {
     /// io_uring if the kernel allows it, else system calls
     Auto,
     /// io_uring; being refused is an error
     Uring,
     /// System calls: epoll, readv, writev, recvmsg, sendmsg
     Syscall,
+}
+
+impl LowIo {
+    pub(super) fn choice(self) -> IoChoice {
+        match self {
+            LowIo::Auto => IoChoice::Auto,
+            LowIo::Uring => IoChoice::Uring,
+            LowIo::Syscall => IoChoice::Syscall,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -450,36 +482,16 @@ enum LowPin {
     Off,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum LowOffload {
-    /// TCP superpackets on the interface
-    Tso,
-    /// UDP superpackets on the interface
-    Uso,
-    /// Many datagrams in one send (UDP_SEGMENT)
-    Gso,
-    /// Many datagrams in one receive (UDP_GRO)
-    Gro,
-}
+/// The words of `--disable`. io_uring as a whole has a switch of its own: `--io syscall`.
+impl ValueEnum for Offload {
+    fn value_variants<'a>() -> &'a [Offload] {
+        use Offload::{DeferTaskrun, Gro, Gso, MultishotRead, Steering, Tso, Uso};
+        &[Tso, Uso, Gso, Gro, Steering, DeferTaskrun, MultishotRead]
+    }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum LowLevel {
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
-}
-
-impl LowLevel {
-    fn filter(self) -> LevelFilter {
-        match self {
-            LowLevel::Error => LevelFilter::ERROR,
-            LowLevel::Warn => LevelFilter::WARN,
-            LowLevel::Info => LevelFilter::INFO,
-            LowLevel::Debug => LevelFilter::DEBUG,
-            LowLevel::Trace => LevelFilter::TRACE,
-        }
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let OffloadInfo { name, what, .. } = self.info();
+        Some(PossibleValue::new(*name).help(*what))
     }
 }
 
@@ -510,7 +522,6 @@ impl LowArgs {
 
     /// Everything but what the tunnel is.
     fn how_to_run(&self, queues: usize, environment: &WgEnvironment) -> Result<DeviceConfig, ConfigError> {
-        let on = |offload| !self.disable.contains(&offload);
         Ok(DeviceConfig {
             queues: match self.queues {
                 // Only the interface's owner can open more of its queues.
@@ -518,21 +529,16 @@ impl LowArgs {
                 None => queues,
                 Some(given) => usize::try_from(given).map_err(|_| ConfigError::Queues { given })?,
             },
-            io: match self.io {
-                LowIo::Auto => IoChoice::Auto,
-                LowIo::Uring => IoChoice::Uring,
-                LowIo::Syscall => IoChoice::Syscall,
+            io: self.io.choice(),
+            disabled: self.disable.clone(),
+            metrics: self.metrics.as_deref().map(str::parse).transpose()?,
+            metrics_peers: match (self.metrics_peers, &self.metrics) {
+                (true, None) => return Err(ConfigError::WithoutMetrics("--metrics-peers")),
+                (wanted, _) => wanted,
             },
-            offloads: Offloads {
-                tso: on(LowOffload::Tso),
-                uso: on(LowOffload::Uso),
-                udp_gso: on(LowOffload::Gso),
-                udp_gro: on(LowOffload::Gro),
-            },
-            metrics: self.metrics,
             stats_interval: match self.stats_interval {
                 None => None,
-                Some(seconds @ 1..=86400) => Some(Duration::from_secs(seconds)),
+                Some(seconds @ 1..=86400) => Some(Span::from_secs(seconds)),
                 Some(given) => return Err(ConfigError::StatsInterval { given }),
             },
             pin: match self.pin {

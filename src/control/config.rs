@@ -5,19 +5,19 @@
 //! [`super::peer`], [`super::endpoint`], [`super::name`].
 
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::os::fd::RawFd;
-use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 pub use super::config_error::ConfigError;
-use super::endpoint::Listen;
+use super::endpoint::{Listen, MetricsAddress};
 use super::name::{TUN_DEFAULT, check_name};
 use super::peer::{PeerConfig, drop_repetitions, truncate_prefixes};
 use super::secret::quote;
 use crate::proto::keys::PrivateKey;
+use crate::stats::offloads::Offload;
+use crate::time::Span;
 
 /// Queues, hence workers, a device may have. linux/if_tun.h: MAX_TAP_QUEUES is 256.
 pub const QUEUES: RangeInclusive<usize> = 1..=256;
@@ -52,12 +52,14 @@ pub struct DeviceConfig {
     pub io: IoChoice,
     /// Carry bare IP packets without encryption. Never assumed, must be asked for.
     pub plaintext: bool,
-    /// Which kernel offloads may be used where the kernel has them.
-    pub offloads: Offloads,
+    /// Offloads to leave unused although the kernel may have them.
+    pub disabled: Vec<Offload>,
     /// Print statistics this often; `None` prints them only at exit, and in the background not at all.
-    pub stats_interval: Option<Duration>,
+    pub stats_interval: Option<Span>,
     /// Where Prometheus finds metrics.
-    pub metrics: Option<SocketAddr>,
+    pub metrics: Option<MetricsAddress>,
+    /// Whether they tell of each peer, too.
+    pub metrics_peers: bool,
     /// Whether worker N stays on the Nth core we may run on.
     pub pin: PinChoice,
     /// Add the routes of [`route_prefixes`](DeviceConfig::route_prefixes).
@@ -89,9 +91,10 @@ impl Default for DeviceConfig {
             mtu: MTU_DEFAULT,
             io: IoChoice::Auto,
             plaintext: false,
-            offloads: Offloads::default(),
+            disabled: Vec::new(),
             stats_interval: None,
             metrics: None,
+            metrics_peers: false,
             pin: PinChoice::Auto,
             routes: true,
             uapi: true,
@@ -131,27 +134,12 @@ pub enum PinChoice {
 /// and the scheduler finds better places than we do: on two cores a pinned single flow lost a fifth of its throughput.
 pub const CORES_TO_PIN: usize = 4;
 
-/// Kernel offloads we may use. `true` means "if the kernel has it".
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Offloads {
-    /// TCP superpackets on the TUN device, both ways (TUN_F_TSO4, TUN_F_TSO6).
-    pub tso: bool,
-    /// UDP superpackets on the TUN device, both ways (TUN_F_USO4, TUN_F_USO6).
-    pub uso: bool,
-    /// Trains of datagrams in one send (UDP_SEGMENT).
-    pub udp_gso: bool,
-    /// Trains of datagrams in one receive (UDP_GRO).
-    pub udp_gro: bool,
-}
-
-/// All of them on.
-impl Default for Offloads {
-    fn default() -> Self {
-        Offloads { tso: true, uso: true, udp_gso: true, udp_gro: true }
-    }
-}
-
 impl DeviceConfig {
+    /// Whether `offload` may be used where the kernel has it.
+    pub fn allows(&self, offload: Offload) -> bool {
+        !self.disabled.contains(&offload)
+    }
+
     /// Says whether this configuration can work, and makes it canonical: repeated addresses are dropped, host bits of
     /// allowed IPs cleared.
     ///

@@ -7,12 +7,13 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use super::config::{MTU, MTU_DEFAULT, MTU_IPV6_MIN, QUEUES};
-use super::endpoint::{AddressError, HostPort, Listen, ListenError, PORT_DEFAULT};
+use super::endpoint::{AddressError, HostPort, Listen, ListenError, MetricsAddressError, PORT_DEFAULT};
+use super::expose::ExposeError;
 use super::file::FileError;
 use super::name::{NameProblem, TUN_DEFAULT};
 use super::peer::{PEER_EXAMPLE, PeerConfig, PeerError};
 use super::secret::SecretError;
-use crate::proto::keys::PublicKey;
+use crate::proto::keys::{KeyError, PublicKey};
 
 /// Why a configuration cannot work. Each says on which object and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -56,15 +57,27 @@ pub enum ConfigError {
     /// A listening address or port that cannot be parsed.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// A place for metrics that cannot be parsed.
+    #[error(transparent)]
+    MetricsAddress(#[from] MetricsAddressError),
+    /// Something about metrics that are not asked for.
+    #[error("{0} needs --metrics, which says where metrics are served")]
+    WithoutMetrics(&'static str),
     /// A statistics interval out of range.
     #[error("stats interval {given}: must be from 1 to 86400 seconds")]
     StatsInterval {
         /// The number given, in seconds.
         given: u64,
     },
+    /// Whom to log in detail is named by a public key.
+    #[error("--log-peer: {0}; give the public keys of peers, separated by commas, as `wg show` prints them")]
+    LogPeer(KeyError),
     /// A peer that cannot be parsed.
     #[error(transparent)]
     Peer(#[from] PeerError),
+    /// Options of `local` and `server` that cannot work.
+    #[error(transparent)]
+    Expose(#[from] ExposeError),
     /// A file with a key that gives us none.
     #[error(transparent)]
     Secret(#[from] SecretError),

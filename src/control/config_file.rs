@@ -74,7 +74,7 @@ impl ConfigFile {
 /// What to say of a file with keys that everybody can read or change.
 pub(super) fn world_readable(path: &Path) -> String {
     let path = path.display();
-    format!("{path}: others on this machine can read or change the key in it; `chmod 600 {path}`")
+    format!("{path}: others on this machine can read or change the secret in it; `chmod 600 {path}`")
 }
 
 /// `wg0` for `/etc/wireguard/wg0.conf`.

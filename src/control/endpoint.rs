@@ -1,10 +1,11 @@
-//! Addresses as the operator writes them: where we listen, where a peer is, what the interface has.
+//! Addresses as the operator writes them: where we listen, where a peer is, what the interface has, where metrics are.
 //!
-//! Text in, values out. [`super::peer`] reads a peer's `HOST:PORT` here, [`super::cli`] `--listen` and `--address`.
+//! Text in, values out. [`super::peer`] reads a peer's `HOST:PORT` here, [`super::cli`] `--listen`, `--address` and `--metrics`.
 //! Pure, except [`HostPort::resolve`], which asks the system's resolver.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use ipnet::IpNet;
@@ -46,6 +47,27 @@ pub struct HostPort {
     "listen {given}: {problem}; correct are for example {PORT_DEFAULT}, 192.0.2.1:{PORT_DEFAULT} and [2001:db8::1]:{PORT_DEFAULT}"
 )]
 pub struct ListenError {
+    /// The text given, as a message may show it.
+    pub given: String,
+    /// What is wrong with it.
+    pub problem: &'static str,
+}
+
+/// Where metrics are served: `ADDR:PORT` or `unix:PATH`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MetricsAddress {
+    /// An address of this host, and a TCP port.
+    Tcp(SocketAddr),
+    /// The absolute path of a socket.
+    Unix(PathBuf),
+}
+
+/// A place for metrics that is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "metrics {given}: {problem}; correct are for example 127.0.0.1:9586, [::1]:9586 and unix:/run/wg0.metrics"
+)]
+pub struct MetricsAddressError {
     /// The text given, as a message may show it.
     pub given: String,
     /// What is wrong with it.
@@ -101,6 +123,36 @@ pub struct ResolveError {
     pub endpoint: HostPort,
     /// The resolver's answer.
     pub reason: String,
+}
+
+impl FromStr for MetricsAddress {
+    type Err = MetricsAddressError;
+
+    /// Reads `IPV4:PORT`, `[IPV6]:PORT` or `unix:` and an absolute path.
+    ///
+    /// # Errors
+    /// [`MetricsAddressError`].
+    fn from_str(text: &str) -> Result<Self, MetricsAddressError> {
+        let error = |problem| MetricsAddressError { given: quote(text), problem };
+        match text.strip_prefix("unix:").map(Path::new) {
+            // In the background the working directory is another.
+            Some(path) if !path.is_absolute() => Err(error("the path of a socket begins with /")),
+            Some(path) => Ok(MetricsAddress::Unix(path.to_owned())),
+            None => match text.parse() {
+                Ok(address) => Ok(MetricsAddress::Tcp(address)),
+                Err(_) => Err(error("must be an IP address and a port, or unix: and the path of a socket")),
+            },
+        }
+    }
+}
+
+impl fmt::Display for MetricsAddress {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            MetricsAddress::Tcp(address) => address.fmt(out),
+            MetricsAddress::Unix(path) => write!(out, "unix:{}", path.display()),
+        }
+    }
 }
 
 impl FromStr for Listen {
@@ -351,6 +403,24 @@ mod tests {
             let _ = text.parse::<Listen>();
             let _ = text.parse::<HostPort>();
             let _ = parse_address(&text);
+        }
+    }
+
+    #[test]
+    fn metrics_have_an_address_or_the_absolute_path_of_a_socket() {
+        let read = |text: &str| text.parse::<MetricsAddress>();
+        for text in ["127.0.0.1:9586", "[::1]:9586", "unix:/run/x", "unix:/a path/with:colons"] {
+            assert_eq!(read(text).unwrap().to_string(), text);
+        }
+        for text in ["9586", "localhost:9586", "::1:9586", "/run/x", "127.0.0.1", "127.0.0.1:65536", ""] {
+            let said = read(text).unwrap_err().to_string();
+            assert!(
+                said.contains("an IP address and a port, or unix:") && said.contains("unix:/run/"),
+                "{said}"
+            );
+        }
+        for text in ["unix:", "unix:run/x", "unix:./x"] {
+            assert_eq!(read(text).unwrap_err().problem, "the path of a socket begins with /", "{text}");
         }
     }
 }

@@ -1,72 +1,145 @@
-//! Answers those who watch the tunnel: `uringvpn show` at `/var/run/uringvpn/NAME.sock`, Prometheus over HTTP.
+//! Answers those who watch a tunnel, or a program that exposes ports: `uringvpn show` at `/var/run/uringvpn/NAME.sock`, Prometheus
+//! over HTTP.
 //!
-//! One thread in one poll loop serves all of them. It asks the stats thread and the protocol thread, which never wait for
-//! it, and so no watcher, however slow or hostile, comes near a packet. A watcher has [`PATIENCE`] to ask and again to
-//! read; of more than [`WATCHERS_MAX`] of a kind at once the oldest goes.
+//! One thread in one poll loop serves all of them. Its [`Source`] knows what they ask: of a tunnel [`Sources`] asks the stats thread
+//! and the protocol thread, which never wait for it; of exposed ports [`super::exposed`] reads what relay threads leave in memory.
+//! So no watcher, however slow or hostile, comes near a packet. What watchers may take is bounded: time and bytes each
+//! ([`super::watcher`]), how many come in at once ([`super::door`]) and how many stay: of more than [`WATCHERS_MAX`] of a kind the
+//! oldest goes. Metrics are made once per [`METRICS_PAUSE`] however many ask.
 //!
 //! | listener | question | answer |
 //! |---|---|---|
-//! | Unix socket, its owner's alone | `show` and a line feed | [`Snapshot`] as JSON |
+//! | Unix socket, its owner's alone | `show` and a line feed | [`Snapshot`](crate::stats::snapshot::Snapshot), or [`ExposedSnapshot`](crate::stats::exposed::snapshot::ExposedSnapshot), as JSON |
 //! | | `histograms` and a line feed | [`Histograms`] as JSON |
-//! | `--metrics ADDR:PORT` | `GET /metrics` | OpenMetrics text |
+//! | | `capture`, [`Wanted`] as JSON, and a line feed | packets as pcapng: the capture thread takes the watcher over |
+//! | `--metrics ADDR:PORT` or `unix:PATH` | `GET /metrics` ([`super::http`]) | OpenMetrics or the older text |
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::{Sender, bounded};
-use ipnet::IpNet;
+use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::uapi_socket::{Command, Listener};
+use super::capture::{Captures, PeerName, Request, Wanted};
+use super::door::{Door, Entrance, WATCHERS_MAX};
+use super::http::{self, Format};
+use super::uapi_socket::Command;
+use super::unix_socket::Listener;
+use super::watched::{self, WatchedPeer};
+use super::watcher::{Answer, Body, Language, Stream, Watcher};
 use crate::io::clock;
 use crate::io::wake::Waker;
-use crate::proto::keys::PublicKey;
+use crate::proto::timers::REJECT_AFTER_TIME;
 use crate::stats::histograms::Histograms;
-use crate::stats::openmetrics::{CONTENT_TYPE, Metrics};
-use crate::stats::snapshot::{PeerSnapshot, Snapshot};
+use crate::stats::openmetrics::{Metrics, PEERS_TOLD_MAX, Peers};
+use crate::stats::text_format;
 use crate::stats::thread::Question;
-use crate::time::{Span, Time, WallTime};
+use crate::time::{Span, Time};
 
 /// Where `show` looks for sockets.
 pub const DIRECTORY: &str = "/var/run/uringvpn";
-/// Watchers at once, of each kind.
-pub const WATCHERS_MAX: usize = 64;
-/// How long a watcher may take to ask, and to read its answer.
-pub const PATIENCE: Span = Span::from_secs(5);
-/// Longest question in bytes, HTTP's headers included.
-const QUESTION_BYTES_MAX: usize = 8192;
+
+/// Where sockets of those may lie who may not write to [`DIRECTORY`], as `uringvpn local` may be run by anybody: a directory of
+/// their own, if the system gives them one (XDG base directory specification).
+pub fn directories() -> Vec<PathBuf> {
+    let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
+    let own = own.map(|path| path.join("uringvpn"));
+    [PathBuf::from(DIRECTORY)].into_iter().chain(own).collect()
+}
+
+/// For how long what was made for one scraper is good enough for the next.
+pub const METRICS_PAUSE: Span = Span::from_millis(200);
 /// How long the stats thread and the protocol thread may take to answer.
 const ANSWER_TIME: Duration = Duration::from_secs(2);
-/// How long to leave new watchers alone when there are no descriptors for them.
-const ACCEPT_PAUSE: Span = Span::from_millis(100);
 
-/// Whom to ask.
+/// Knows what watchers ask.
+pub trait Source: Send + 'static {
+    /// The answer to a line, JSON without its line end; `None` if it comes from elsewhere. `client` is who asked, if he came by a
+    /// Unix socket.
+    fn answer(&mut self, line: &[u8], client: Option<&UnixStream>) -> Option<Vec<u8>>;
+
+    /// OpenMetrics; `None` if nobody answers.
+    fn metrics(&mut self) -> Option<String>;
+
+    /// Does what is due `now`; when there will be something again.
+    fn keep_up(&mut self, now: Time) -> Option<Time> {
+        let _ = now;
+        None
+    }
+}
+
+/// An answer that says why there is none.
+pub(super) fn error(reason: &str) -> Vec<u8> {
+    serde_json::json!({ "error": reason }).to_string().into_bytes()
+}
+
+/// Whom to ask about a tunnel.
 #[derive(Clone, Debug)]
 pub struct Sources {
     /// The stats thread.
     pub questions: Sender<Question>,
     /// The protocol thread; none in plaintext mode.
     pub commands: Option<Sender<Command>>,
+    /// The capture thread.
+    pub captures: Option<Captures>,
+    /// Whether metrics tell of each peer.
+    pub peer_series: bool,
 }
 
 impl Sources {
-    /// All that is known; `None` if a thread does not answer, as while the tunnel ends.
-    fn snapshot(&self) -> Option<Box<Snapshot>> {
-        let (reply, answer) = bounded(1);
+    /// All that is known, as JSON; `None` if a thread does not answer, as while the tunnel ends. Both are asked before either
+    /// answer is waited for.
+    fn shown(&self) -> Option<Vec<u8>> {
+        let peers = self.ask_for_peers()?;
+        let (reply, tunnel) = bounded(1);
         self.questions.send_timeout(Question::Snapshot(clock::now(), reply), ANSWER_TIME).ok()?;
-        let mut snapshot = answer.recv_timeout(ANSWER_TIME).ok()?;
-        if let Some(commands) = &self.commands {
-            let (reply, answer) = bounded(1);
-            commands.send_timeout(Command::Peers(reply), ANSWER_TIME).ok()?;
-            let peers = answer.recv_timeout(ANSWER_TIME).ok()?;
-            snapshot.peers = peers.iter().map(|peer| peer.snapshot(clock::wall())).collect();
+        let tunnel = tunnel.recv_timeout(ANSWER_TIME).ok()?;
+        let peers = match peers {
+            Some(peers) => peers.recv_timeout(ANSWER_TIME).ok()?,
+            None => Vec::new(),
+        };
+        watched::json(&tunnel, &peers).ok()
+    }
+
+    /// Asks for the peers, if there can be any, and returns where they will come.
+    fn ask_for_peers(&self) -> Option<Option<Receiver<Vec<WatchedPeer>>>> {
+        let Some(commands) = &self.commands else { return Some(None) };
+        let (reply, peers) = bounded(1);
+        commands.send_timeout(Command::Peers(reply), ANSWER_TIME).ok()?;
+        Some(Some(peers))
+    }
+
+    /// Whether there is such a peer. In plaintext mode nobody here knows; then any address may be one.
+    fn has(&self, wanted: &PeerName) -> bool {
+        match (self.ask_for_peers(), wanted) {
+            (Some(Some(peers)), PeerName::Key(key)) => {
+                let peers = peers.recv_timeout(ANSWER_TIME).unwrap_or_default();
+                peers.iter().any(|peer| peer.public_key == *key)
+            }
+            (Some(None), PeerName::Address(_)) => true,
+            _ => false,
         }
-        Some(snapshot)
+    }
+
+    /// Has a capture begin that goes to `client`.
+    ///
+    /// # Errors
+    /// Why not.
+    fn capture(&self, wanted: &[u8], client: &UnixStream) -> Result<(), String> {
+        let wanted: Wanted = serde_json::from_slice(wanted).map_err(|error| error.to_string())?;
+        if let Some(peer) = wanted.filter.peer.filter(|peer| !self.has(peer)) {
+            return Err(format!("it has no peer {peer}"));
+        }
+        let client = client.try_clone().map_err(|error| error.to_string())?;
+        let captures = self.captures.as_ref().ok_or("it has no capture thread")?;
+        let begun = captures.begin(Request { wanted, client });
+        begun.then_some(()).ok_or_else(|| "another capture of it is running; end that first".to_owned())
     }
 
     /// What was counted and recorded.
@@ -76,53 +149,50 @@ impl Sources {
         answer.recv_timeout(ANSWER_TIME).ok()
     }
 
-    fn metrics(&self) -> Option<String> {
-        self.recorded()?.text().ok()
-    }
-
     fn histograms(&self) -> Option<Histograms> {
         let recorded = self.recorded()?;
         Some(Histograms::of(&recorded.workers, &recorded.distributions, recorded.uptime_seconds))
     }
 }
 
-/// What may be shown of a peer: everything but its secrets.
-#[derive(Clone, Debug)]
-pub struct WatchedPeer {
-    /// Its name.
-    pub public_key: PublicKey,
-    /// Where it is.
-    pub endpoint: Option<SocketAddr>,
-    /// Prefixes routed to it.
-    pub allowed_ips: Vec<IpNet>,
-    /// When the newest session was proven to both sides.
-    pub last_handshake: Option<WallTime>,
-    /// UDP payload bytes received, authenticated.
-    pub rx_bytes: u64,
-    /// UDP payload bytes sent.
-    pub tx_bytes: u64,
-    /// Seconds between persistent keepalives; 0 for none.
-    pub persistent_keepalive: u16,
-}
+impl Source for Sources {
+    /// `None` if it is a file, and comes from the capture thread.
+    fn answer(&mut self, line: &[u8], client: Option<&UnixStream>) -> Option<Vec<u8>> {
+        let answer = match (line, client) {
+            ([b'c', b'a', b'p', b't', b'u', b'r', b'e', b' ', wanted @ ..], Some(client)) => {
+                Some(error(&self.capture(wanted, client).err()?))
+            }
+            (b"show", _) => self.shown(),
+            (b"histograms", _) => {
+                self.histograms().and_then(|histograms| serde_json::to_vec(&histograms).ok())
+            }
+            _ => Some(error("unknown question; `show`, `histograms` and `capture` are known")),
+        };
+        Some(answer.unwrap_or_else(|| error("the tunnel does not answer")))
+    }
 
-impl WatchedPeer {
-    fn snapshot(&self, now: WallTime) -> PeerSnapshot {
-        let seconds = |wall: WallTime| wall.secs() as f64 + f64::from(wall.nanos()) / 1e9;
-        // A clock that was set back makes it no younger than just now.
-        let age = |handshake| (seconds(now) - seconds(handshake)).max(0.0);
-        PeerSnapshot {
-            public_key: self.public_key.to_string(),
-            endpoint: self.endpoint.map(|endpoint| endpoint.to_string()),
-            allowed_ips: self.allowed_ips.iter().map(IpNet::to_string).collect(),
-            handshake_age_seconds: self.last_handshake.map(age),
-            rx_bytes: self.rx_bytes,
-            tx_bytes: self.tx_bytes,
-            persistent_keepalive: self.persistent_keepalive,
+    fn metrics(&mut self) -> Option<String> {
+        let watched = self.ask_for_peers()?;
+        let mut metrics = self.recorded()?;
+        if let Some(watched) = watched {
+            metrics.peers = Some(peers(&watched.recv_timeout(ANSWER_TIME).ok()?, self.peer_series));
         }
+        metrics.text().ok()
     }
 }
 
-/// The thread that serves watchers. Dropped, it ends and removes its socket.
+/// The peers in numbers, and if `told` one by one.
+fn peers(watched: &[WatchedPeer], told: bool) -> Peers {
+    let limit = REJECT_AFTER_TIME.as_secs_f64();
+    let connected = |peer: &&WatchedPeer| peer.keypair_age_seconds.is_some_and(|age| age < limit);
+    Peers {
+        count: watched.len(),
+        connected: watched.iter().filter(connected).count(),
+        told: told.then(|| watched.iter().take(PEERS_TOLD_MAX).map(WatchedPeer::snapshot).collect()),
+    }
+}
+
+/// The thread that serves watchers. Dropped, it ends and removes its sockets.
 #[derive(Debug)]
 pub struct Observer {
     stop: Waker,
@@ -133,26 +203,16 @@ pub struct Observer {
 ///
 /// # Errors
 /// No descriptors, no thread.
-pub fn serve(show: Option<Listener>, metrics: Option<TcpListener>, sources: Sources) -> io::Result<Observer> {
+pub fn serve(show: Option<Listener>, metrics: Option<Entrance>, source: impl Source) -> io::Result<Observer> {
     let stop = Waker::new()?;
-    if let Some(listener) = &show {
-        listener.socket().set_nonblocking(true)?;
-    }
-    if let Some(listener) = &metrics {
-        listener.set_nonblocking(true)?;
-    }
-    let room = Room { show, metrics, sources, watchers: VecDeque::new(), closed_until: Time::default() };
+    let show = show.map(|listener| Door::new(Entrance::Unix(listener), Language::Lines));
+    let metrics = metrics.map(|entrance| Door::new(entrance, Language::Http));
+    let doors = show.into_iter().chain(metrics).collect::<io::Result<_>>()?;
+    let desk = Desk { source: Box::new(source), metrics: None };
+    let room = Room { doors, desk, watchers: VecDeque::new() };
     let bell = stop.clone();
     let thread = std::thread::Builder::new().name("observer".into()).spawn(move || room.run(&bell))?;
     Ok(Observer { stop, thread: Some(thread) })
-}
-
-/// Listens for Prometheus.
-///
-/// # Errors
-/// The address is taken or not ours.
-pub fn listen_metrics(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address)
 }
 
 impl Drop for Observer {
@@ -167,245 +227,119 @@ impl Drop for Observer {
 
 /// The thread's own.
 struct Room {
-    show: Option<Listener>,
-    metrics: Option<TcpListener>,
-    sources: Sources,
+    doors: Vec<Door>,
+    desk: Desk,
     /// Oldest first.
     watchers: VecDeque<Watcher>,
-    /// No new watchers before then.
-    closed_until: Time,
 }
 
 impl Room {
     fn run(mut self, stop: &Waker) {
         while !stop.rang() {
-            if self.wait(stop).is_err() {
-                tracing::warn!("nobody can watch the tunnel any more: poll failed");
+            let due = self.desk.source.keep_up(clock::now());
+            let Ok(ready) = self.wait(stop, due) else {
+                tracing::warn!("nobody can watch any more: poll failed");
                 return;
-            }
-            let now = clock::now();
-            if now >= self.closed_until {
-                self.welcome(now);
-            }
-            let sources = &self.sources;
-            // Whoever was in time is heard, even if others took long to be answered.
-            self.watchers.retain_mut(|watcher| watcher.go_on(sources) && watcher.deadline > now);
+            };
+            self.attend(&ready, clock::now());
+            self.welcome(clock::now());
         }
     }
 
-    /// Sleeps until somebody comes, asks or reads, or has waited long enough.
-    fn wait(&self, stop: &Waker) -> nix::Result<()> {
+    /// Sleeps until somebody comes, asks or reads, or has waited long enough, or the source has something to do. For each watcher,
+    /// whether it can go on.
+    fn wait(&self, stop: &Waker, due: Option<Time>) -> nix::Result<Vec<bool>> {
         let now = clock::now();
-        let open = now >= self.closed_until;
-        let listeners =
-            [self.show.as_ref().map(|show| show.socket().as_fd()), self.metrics.as_ref().map(AsFd::as_fd)];
-        let listeners = listeners.into_iter().flatten().filter(|_| open);
+        let (open, closed): (Vec<_>, Vec<_>) = self.doors.iter().partition(|door| door.closed_until <= now);
         let mut fds = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
-        fds.extend(listeners.map(|listener| PollFd::new(listener, PollFlags::POLLIN)));
-        fds.extend(self.watchers.iter().map(|watcher| PollFd::new(watcher.stream.as_fd(), watcher.wants())));
+        fds.extend(open.iter().map(|door| PollFd::new(door.as_fd(), PollFlags::POLLIN)));
+        let others = fds.len();
+        fds.extend(self.watchers.iter().map(|watcher| PollFd::new(watcher.as_fd(), watcher.wants())));
         let deadlines = self.watchers.iter().map(|watcher| watcher.deadline);
-        let next = deadlines.chain((!open).then_some(self.closed_until)).min();
+        let next = deadlines.chain(closed.iter().map(|door| door.closed_until)).chain(due).min();
         let timeout = next.map_or(PollTimeout::NONE, |at| {
             // Rounded up, so as not to wake just before.
             let millis = at.since(now).as_nanos().div_ceil(1_000_000);
             PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)
         });
         match poll(&mut fds, timeout) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {
+                Ok(fds[others..].iter().map(|fd| fd.any() == Some(true)).collect())
+            }
             Err(errno) => Err(errno),
         }
     }
 
+    /// Goes on with those who are `ready`. Whoever was in time is heard, even if others took long to be answered.
+    fn attend(&mut self, ready: &[bool], now: Time) {
+        let Room { desk, watchers, .. } = self;
+        let mut ready = ready.iter();
+        watchers.retain_mut(|watcher| {
+            let can = ready.next() == Some(&true);
+            (!can || watcher.go_on(|language, stream, question| desk.reply(language, stream, question)))
+                && watcher.deadline > now
+        });
+    }
+
+    /// Lets in who stands at the doors. Most have asked already and are answered on the spot.
     fn welcome(&mut self, now: Time) {
-        for _ in 0..WATCHERS_MAX {
-            let stream = match self.accept() {
-                Ok(stream) => stream,
-                Err(error) => {
-                    if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) {
-                        self.closed_until = now + ACCEPT_PAUSE;
-                    }
-                    return;
+        for door in &mut self.doors {
+            while let Some(stream) = door.let_in(now) {
+                let mut watcher = Watcher::new(stream, door.language, now);
+                let desk = &mut self.desk;
+                if watcher.go_on(|language, stream, question| desk.reply(language, stream, question)) {
+                    make_room(&mut self.watchers, door.language);
+                    self.watchers.push_back(watcher);
                 }
-            };
-            self.make_room(&stream);
-            self.watchers.push_back(Watcher::new(stream, now));
+            }
+        }
+    }
+}
+
+/// Strangers at the metrics cannot crowd out the owner, nor he them.
+fn make_room(watchers: &mut VecDeque<Watcher>, language: Language) {
+    let alike = |watcher: &Watcher| watcher.language == language;
+    if watchers.iter().filter(|watcher| alike(watcher)).count() == WATCHERS_MAX {
+        let oldest = watchers.iter().position(alike);
+        oldest.map(|index| watchers.remove(index));
+    }
+}
+
+/// Where questions are answered.
+struct Desk {
+    source: Box<dyn Source>,
+    /// What scrapers got last, in both formats, and when; `None` in it if the tunnel did not answer.
+    metrics: Option<(Time, Option<[Body; 2]>)>,
+}
+
+impl Desk {
+    /// The answer; `None` if somebody else gives it.
+    fn reply(&mut self, language: Language, stream: &Stream, question: &[u8]) -> Option<Answer> {
+        match language {
+            Language::Lines => {
+                let line = question.split(|byte| *byte == b'\n').next().unwrap_or_default();
+                let mut json = self.source.answer(line, stream.unix())?;
+                json.push(b'\n');
+                Some(Answer { head: String::new(), body: Arc::new(json) })
+            }
+            Language::Http => Some(http::answer(question, |format| self.metrics(format))),
         }
     }
 
-    /// Strangers at the metrics cannot crowd out the owner, nor he them.
-    fn make_room(&mut self, newcomer: &Stream) {
-        let kind = std::mem::discriminant(newcomer);
-        let alike = |watcher: &Watcher| std::mem::discriminant(&watcher.stream) == kind;
-        if self.watchers.iter().filter(|watcher| alike(watcher)).count() == WATCHERS_MAX {
-            let oldest = self.watchers.iter().position(alike);
-            oldest.map(|index| self.watchers.remove(index));
-        }
-    }
-
-    fn accept(&self) -> io::Result<Stream> {
-        let nobody = || Err(ErrorKind::WouldBlock.into());
-        let show = self.show.as_ref().map_or_else(nobody, |show| accept_unix(show.socket()));
-        match show {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            other => return other,
-        }
-        self.metrics.as_ref().map_or_else(nobody, |metrics| {
-            let (stream, _) = metrics.accept()?;
-            stream.set_nonblocking(true)?;
-            Ok(Stream::Http(stream))
+    /// However many ask however often, the source is asked once per [`METRICS_PAUSE`].
+    fn metrics(&mut self, format: Format) -> Option<Body> {
+        let fresh = self.metrics.take().filter(|(made, _)| clock::now().since(*made) < METRICS_PAUSE);
+        let source = &mut self.source;
+        let (_, texts) = self.metrics.insert(fresh.unwrap_or_else(|| {
+            let texts =
+                source.metrics().map(|text| [text_format::of(&text), text].map(|text| Arc::new(text.into())));
+            // The pause begins when they are made, however long that took.
+            (clock::now(), texts)
+        }));
+        let [text, openmetrics] = texts.clone()?;
+        Some(match format {
+            Format::Text => text,
+            Format::OpenMetrics => openmetrics,
         })
     }
-}
-
-fn accept_unix(listener: &UnixListener) -> io::Result<Stream> {
-    let (stream, _) = listener.accept()?;
-    stream.set_nonblocking(true)?;
-    Ok(Stream::Show(stream))
-}
-
-/// Somebody who watches.
-struct Watcher {
-    stream: Stream,
-    question: Vec<u8>,
-    /// Empty until it was asked for.
-    answer: Vec<u8>,
-    written: usize,
-    deadline: Time,
-}
-
-enum Stream {
-    Show(UnixStream),
-    Http(TcpStream),
-}
-
-impl Stream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Stream::Show(stream) => stream.as_fd(),
-            Stream::Http(stream) => stream.as_fd(),
-        }
-    }
-
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Stream::Show(stream) => stream.read(buffer),
-            Stream::Http(stream) => stream.read(buffer),
-        }
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Stream::Show(stream) => stream.write(bytes),
-            Stream::Http(stream) => stream.write(bytes),
-        }
-    }
-}
-
-impl Watcher {
-    fn new(stream: Stream, now: Time) -> Watcher {
-        Watcher { stream, question: Vec::new(), answer: Vec::new(), written: 0, deadline: now + PATIENCE }
-    }
-
-    fn wants(&self) -> PollFlags {
-        if self.answer.is_empty() { PollFlags::POLLIN } else { PollFlags::POLLOUT }
-    }
-
-    /// Reads what was asked, then writes the answer, as far as that goes without waiting. False when there is no more to do.
-    fn go_on(&mut self, sources: &Sources) -> bool {
-        if self.answer.is_empty() {
-            match self.listen() {
-                Ok(true) => {
-                    self.answer = self.reply(sources);
-                    self.deadline = clock::now() + PATIENCE;
-                }
-                Ok(false) => return true,
-                Err(()) => return false,
-            }
-        }
-        self.talk()
-    }
-
-    /// Whether the question is complete; an error when it never will be.
-    fn listen(&mut self) -> Result<bool, ()> {
-        let mut buffer = [0; 1024];
-        loop {
-            match self.stream.read(&mut buffer) {
-                Ok(0) => return Err(()),
-                Ok(bytes) => self.question.extend_from_slice(&buffer[..bytes]),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(self.is_complete()),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return Err(()),
-            }
-            if self.is_complete() {
-                return Ok(true);
-            }
-            if self.question.len() > QUESTION_BYTES_MAX {
-                return Err(());
-            }
-        }
-    }
-
-    fn is_complete(&self) -> bool {
-        match self.stream {
-            Stream::Show(_) => self.question.contains(&b'\n'),
-            Stream::Http(_) => self.question.windows(4).any(|window| window == b"\r\n\r\n"),
-        }
-    }
-
-    fn reply(&self, sources: &Sources) -> Vec<u8> {
-        match self.stream {
-            Stream::Show(_) => reply_to_show(&self.question, sources),
-            Stream::Http(_) => reply_to_http(&self.question, sources),
-        }
-    }
-
-    /// Writes on; false when all is written or nobody reads.
-    fn talk(&mut self) -> bool {
-        while self.written < self.answer.len() {
-            match self.stream.write(&self.answer[self.written..]) {
-                Ok(0) => return false,
-                Ok(bytes) => self.written += bytes,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return true,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return false,
-            }
-        }
-        false
-    }
-}
-
-/// JSON and a line feed.
-fn reply_to_show(question: &[u8], sources: &Sources) -> Vec<u8> {
-    let line = question.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    let answer = match line {
-        b"show" => sources.snapshot().and_then(|snapshot| serde_json::to_vec(&snapshot).ok()),
-        b"histograms" => sources.histograms().and_then(|histograms| serde_json::to_vec(&histograms).ok()),
-        _ => Some(br#"{"error":"unknown question; `show` and `histograms` are known"}"#.to_vec()),
-    };
-    let mut json = answer.unwrap_or_else(|| br#"{"error":"the tunnel does not answer"}"#.to_vec());
-    json.push(b'\n');
-    json
-}
-
-/// HTTP/1.1, and the connection ends with the answer.
-fn reply_to_http(question: &[u8], sources: &Sources) -> Vec<u8> {
-    const PLAIN: &str = "text/plain; charset=utf-8";
-    let first = question.split(|byte| *byte == b'\r').next().unwrap_or_default();
-    let mut words = first.split(|byte| *byte == b' ');
-    let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
-    let (status, kind, body) = match (method, path) {
-        (b"GET", b"/metrics") => match sources.metrics() {
-            Some(text) => ("200 OK", CONTENT_TYPE, text),
-            None => ("503 Service Unavailable", PLAIN, "the tunnel does not answer\n".to_owned()),
-        },
-        (b"GET", b"/") => ("200 OK", PLAIN, "uringvpn: see /metrics\n".to_owned()),
-        (b"GET", _) => ("404 Not Found", PLAIN, "not found; see /metrics\n".to_owned()),
-        _ => ("405 Method Not Allowed", PLAIN, "only GET\n".to_owned()),
-    };
-    let length = body.len();
-    format!(
-        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-    )
-    .into_bytes()
 }

@@ -165,9 +165,9 @@ impl Backlog {
         let Some(name) = self.names.get_mut(&public_key) else { return };
         let wait = Span::from_nanos(RETRY_FIRST.as_nanos() << name.failures.min(6)).min(RETRY_MAX);
         if name.failures == 0 {
-            tracing::warn!("peer {public_key}: {error}; trying again until it has an address");
+            tracing::warn!(peer = %public_key, "{error}; trying again until it has an address");
         } else {
-            tracing::debug!("peer {public_key}: {error}");
+            tracing::debug!(peer = %public_key, "{error}");
         }
         name.failures = name.failures.saturating_add(1);
         name.due = now + wait;
@@ -176,9 +176,9 @@ impl Backlog {
     fn resolved(&mut self, public_key: PublicKey, address: SocketAddr) {
         let Some(name) = self.names.remove(&public_key) else { return };
         if name.failures > 0 {
-            tracing::info!("peer {public_key}: {} is {address} now", name.host);
+            tracing::info!(peer = %public_key, "{} is {address} now", name.host);
         } else {
-            tracing::debug!("peer {public_key}: {} is {address}", name.host);
+            tracing::debug!(peer = %public_key, "{} is {address}", name.host);
         }
     }
 }

@@ -1,33 +1,44 @@
-//! `uringvpn show`: asks running tunnels what they know and prints it.
+//! `uringvpn show`: asks running tunnels, and programs that expose ports, what they know and prints it.
 //!
-//! The tunnel answers at its socket ([`super::observer`]) with a [`Snapshot`] as JSON; that is passed on as it came, or laid
-//! out for people.
+//! Each answers at its socket ([`super::observer`]) with a [`Snapshot`] or an [`ExposedSnapshot`] as JSON; that is passed on as it
+//! came, or laid out for people.
+
+pub(super) mod exposed;
 
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
 use super::name::{NameProblem, check_name};
-use super::observer::DIRECTORY;
-use crate::stats::snapshot::{Balance, PeerSnapshot, Quantiles, SCHEMA, Snapshot, WorkerSnapshot};
+use super::observer::directories;
+use crate::io::BUFFERS_PER_WORKER;
+use crate::offload::coalesce::SEGMENTS_MAX;
+use crate::stats::exposed::snapshot::ExposedSnapshot;
+use crate::stats::snapshot::{
+    Balance, OffloadSnapshot, PeerSnapshot, Quantiles, SCHEMA, SettingsSnapshot, Snapshot, TUNNEL,
+    WorkerSnapshot,
+};
 
 /// How long a tunnel may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Looks at the balance while packets move: one that shows all of them accounted for is enough.
 const CHECK_LOOKS: usize = 20;
 const CHECK_PAUSE: Duration = Duration::from_millis(50);
-/// Packets that one worker can have under way: buffers times the segments of the longest train.
-const IN_FLIGHT_PER_WORKER: i64 = 48 * 128;
+/// Packets that one worker can have under way: each buffer holds a train or a superpacket at most.
+const IN_FLIGHT_PER_WORKER: i64 = BUFFERS_PER_WORKER as i64 * SEGMENTS_MAX as i64;
+
+/// A worker that moves packets tells of a second that is younger than this. What is older is said to be old.
+pub(super) const STALE_SECONDS: f64 = 3.0;
 
 /// What is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Show {
-    /// Of this interface; otherwise of all.
+    /// Of this interface or program; otherwise of all.
     pub name: Option<String>,
     /// As JSON, one line per tunnel.
     pub json: bool,
@@ -41,14 +52,14 @@ pub enum ShowError {
     /// No interface can have this name.
     #[error("the interface name {0:?} {1}")]
     Name(String, NameProblem),
-    /// There is no such tunnel.
-    #[error("{0}: no such tunnel is running")]
+    /// Nothing is called so.
+    #[error("{0}: nothing of this name is running")]
     NotRunning(String),
     /// There is none at all.
     #[error("no tunnel is running")]
     NoneRunning,
     /// One has to be chosen.
-    #[error("several tunnels are running, name one of them: {}", .0.join(", "))]
+    #[error("several are running, name one of them: {}", .0.join(", "))]
     Several(Vec<String>),
     /// It ran, and does no longer.
     #[error("{0}: the tunnel has ended")]
@@ -56,33 +67,44 @@ pub enum ShowError {
     /// It is somebody else's.
     #[error("{0}: only the user who runs the tunnel may look at it")]
     Permission(String),
+    /// It exposes ports, and what is wanted is known of tunnels alone.
+    #[error("{0}: it is no tunnel but a program that exposes ports (uringvpn {1}); name a tunnel")]
+    NoTunnel(String, String),
     /// It did not answer as it should.
     #[error("{0}: {1}")]
     Answer(String, String),
     /// A packet is unaccounted for, or was counted twice.
     #[error("{0}: {1} packets do not add up: {2} in flight at the least")]
     Imbalance(String, String, i64),
+    /// A visitor or a connection is unaccounted for, or was counted twice.
+    #[error("{0}: {1} do not add up: {2} are missing")]
+    Missing(String, &'static str, i64),
     /// The text could not be written.
     #[error("cannot print: {0}")]
     Print(#[from] io::Error),
 }
 
-/// Prints what is wanted to `out`.
+/// Prints what is wanted to `out`. Of all that run, those that end before they have answered are left out, with a line in `notes`.
 ///
 /// # Errors
 /// [`ShowError`].
-pub fn run(show: &Show, out: &mut dyn Write) -> Result<(), ShowError> {
+pub fn run(show: &Show, out: &mut dyn Write, notes: &mut dyn Write) -> Result<(), ShowError> {
     match &show.name {
         Some(name) => {
             out.write_all(page(show, checked(name)?)?.as_bytes())?;
         }
         None => {
             let mut gap = "";
-            for name in running(Path::new(DIRECTORY)) {
+            for name in running(&directories()) {
                 match page(show, &name) {
                     Ok(page) => write!(out, "{gap}{page}")?,
-                    // A socket whose process was killed, or a tunnel that has just ended.
-                    Err(ShowError::NotRunning(_)) => continue,
+                    // Whose process was killed, however long ago.
+                    Err(ShowError::NotRunning(_)) if has_socket(&name) => continue,
+                    Err(ShowError::NotRunning(_) | ShowError::Answer(..)) if has_ended(&name) => {
+                        // The others are shown also where nobody can read this.
+                        let _ = writeln!(notes, "uringvpn: {name}: it has ended meanwhile");
+                        continue;
+                    }
                     Err(error) => return Err(error),
                 }
                 gap = if show.json || show.check { "" } else { "\n" };
@@ -99,25 +121,39 @@ fn page(show: &Show, name: &str) -> Result<String, ShowError> {
     } else if show.json {
         ask(name, "show")
     } else {
-        Ok(for_people(&look(name)?))
+        Ok(match look_at_any(name)? {
+            Shown::Tunnel(snapshot) => for_people(&snapshot),
+            Shown::Exposed(snapshot) => exposed::for_people(&snapshot),
+        })
     }
 }
 
-/// Interfaces with a socket in `directory`, in the order of their names.
-pub(super) fn running(directory: &Path) -> Vec<String> {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+/// Whoever has a socket in one of `directories`, in the order of their names.
+pub(super) fn running(directories: &[PathBuf]) -> Vec<String> {
+    let entries =
+        directories.iter().flat_map(|directory| fs::read_dir(directory).into_iter().flatten().flatten());
     let name = |path: PathBuf| Some(path.file_name()?.to_str()?.strip_suffix(".sock")?.to_owned());
     let mut names: Vec<_> =
         entries.filter_map(|entry| name(entry.path())).filter(|name| check_name(name).is_ok()).collect();
     names.sort_unstable();
+    names.dedup();
     names
 }
 
 /// The tunnel that is meant by `name`, or by none.
 pub(super) fn meant(name: Option<&str>) -> Result<String, ShowError> {
+    meant_by(name, |name| look(name).is_ok())
+}
+
+/// The tunnel, or the program that exposes ports, that is meant by `name`, or by none.
+pub(super) fn meant_of_any(name: Option<&str>) -> Result<String, ShowError> {
+    meant_by(name, |name| look_at_any(name).is_ok())
+}
+
+fn meant_by(name: Option<&str>, fits: impl Fn(&str) -> bool) -> Result<String, ShowError> {
     match name {
         Some(name) => checked(name).map(str::to_owned),
-        None => the_only_one(running(Path::new(DIRECTORY)), |name| look(name).is_ok()),
+        None => the_only_one(running(&directories()), fits),
     }
 }
 
@@ -139,29 +175,72 @@ fn the_only_one(names: Vec<String>, answers: impl Fn(&str) -> bool) -> Result<St
     }
 }
 
-/// Where a tunnel answers.
-pub(super) fn socket(name: &str) -> PathBuf {
-    Path::new(DIRECTORY).join(format!("{name}.sock"))
+/// A connection to whoever answers under `name`.
+fn connect(name: &str) -> io::Result<UnixStream> {
+    let mut failed = None;
+    for directory in directories() {
+        match UnixStream::connect(directory.join(format!("{name}.sock"))) {
+            Ok(stream) => return Ok(stream),
+            // What keeps us out says more than what is not there.
+            Err(error) if is_absent(&error) => failed = failed.or(Some(error)),
+            Err(error) => failed = Some(failed.filter(|error| !is_absent(error)).unwrap_or(error)),
+        }
+    }
+    Err(failed.unwrap_or_else(|| io::ErrorKind::NotFound.into()))
+}
+
+/// Whether there is a socket of that name, with or without somebody behind it.
+fn has_socket(name: &str) -> bool {
+    directories().iter().any(|directory| directory.join(format!("{name}.sock")).exists())
+}
+
+/// Whether nobody answers under `name` any more.
+fn has_ended(name: &str) -> bool {
+    connect(name).is_err_and(|error| is_absent(&error))
+}
+
+/// Whether nobody is there.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+/// Why the tunnel `name` gave no answer.
+pub(super) fn failed(name: &str, error: &io::Error) -> ShowError {
+    let name = name.to_owned();
+    match error.kind() {
+        _ if is_absent(error) => ShowError::NotRunning(name),
+        io::ErrorKind::PermissionDenied => ShowError::Permission(name),
+        io::ErrorKind::WouldBlock => ShowError::Answer(name, "it does not answer".to_owned()),
+        _ => ShowError::Answer(name, error.to_string()),
+    }
+}
+
+/// Puts `question` to the tunnel; where its answer will come from, within [`PATIENCE`].
+pub(super) fn put(name: &str, question: &str) -> io::Result<UnixStream> {
+    let mut stream = connect(name)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(format!("{question}\n").as_bytes())?;
+    Ok(stream)
 }
 
 /// What the tunnel answers to `question`, JSON with its line end.
 pub(super) fn ask(name: &str, question: &str) -> Result<String, ShowError> {
-    let failed = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ShowError::NotRunning(name.to_owned()),
-        io::ErrorKind::PermissionDenied => ShowError::Permission(name.to_owned()),
-        io::ErrorKind::WouldBlock => ShowError::Answer(name.to_owned(), "it does not answer".to_owned()),
-        _ => ShowError::Answer(name.to_owned(), error.to_string()),
-    };
-    let mut stream = UnixStream::connect(socket(name)).map_err(failed)?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
-    stream.set_write_timeout(Some(PATIENCE)).map_err(failed)?;
-    stream.write_all(format!("{question}\n").as_bytes()).map_err(failed)?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).map_err(failed)?;
+    let read = put(name, question).and_then(|mut stream| stream.read_to_string(&mut answer));
+    read.map_err(|error| failed(name, &error))?;
+    whole(name, answer)
+}
+
+/// An answer that is one, and no refusal.
+pub(super) fn whole(name: &str, answer: String) -> Result<String, ShowError> {
     if !answer.ends_with('\n') {
         return Err(ShowError::Answer(name.to_owned(), "it broke off; ask again".to_owned()));
     }
-    if let Ok(Refusal { error }) = serde_json::from_str(&answer) {
+    // Not every answer is short enough to be read twice.
+    if answer.starts_with("{\"error\"")
+        && let Ok(Refusal { error }) = serde_json::from_str(&answer)
+    {
         return Err(ShowError::Answer(name.to_owned(), error));
     }
     Ok(answer)
@@ -173,15 +252,51 @@ struct Refusal {
     error: String,
 }
 
-pub(super) fn look(name: &str) -> Result<Snapshot, ShowError> {
-    of_this_schema(name, read(name, &ask(name, "show")?)?)
+/// What somebody told of himself.
+#[derive(Clone, Debug)]
+pub(super) enum Shown {
+    /// A tunnel.
+    Tunnel(Box<Snapshot>),
+    /// A program that exposes ports.
+    Exposed(Box<ExposedSnapshot>),
 }
 
-fn of_this_schema(name: &str, snapshot: Snapshot) -> Result<Snapshot, ShowError> {
-    if snapshot.schema == SCHEMA {
-        return Ok(snapshot);
+/// What a tunnel knows.
+pub(super) fn look(name: &str) -> Result<Snapshot, ShowError> {
+    match look_at_any(name)? {
+        Shown::Tunnel(snapshot) => Ok(*snapshot),
+        Shown::Exposed(snapshot) => Err(ShowError::NoTunnel(name.to_owned(), snapshot.kind)),
     }
-    let Snapshot { schema, version, .. } = snapshot;
+}
+
+/// What a tunnel, or a program that exposes ports, knows.
+pub(super) fn look_at_any(name: &str) -> Result<Shown, ShowError> {
+    understood(name, &ask(name, "show")?)
+}
+
+fn understood(name: &str, answer: &str) -> Result<Shown, ShowError> {
+    if is_of_tunnel(answer) {
+        let snapshot: Snapshot = read(name, answer)?;
+        of_this_schema(name, snapshot.schema, &snapshot.version)?;
+        Ok(Shown::Tunnel(Box::new(snapshot)))
+    } else {
+        let snapshot: ExposedSnapshot = read(name, answer)?;
+        of_this_schema(name, snapshot.schema, &snapshot.version)?;
+        Ok(Shown::Exposed(Box::new(snapshot)))
+    }
+}
+
+/// Looks at the beginning alone, where all say what they are: an answer may be megabytes long.
+fn is_of_tunnel(answer: &str) -> bool {
+    let kind = answer.split('"').take(8).skip_while(|word| *word != "kind").nth(2);
+    // Older tunnels do not say it.
+    matches!(kind, None | Some(TUNNEL))
+}
+
+fn of_this_schema(name: &str, schema: u32, version: &str) -> Result<(), ShowError> {
+    if schema == SCHEMA {
+        return Ok(());
+    }
     let problem =
         format!("it is version {version:?} and tells schema {schema}, this version reads schema {SCHEMA}");
     Err(ShowError::Answer(name.to_owned(), problem))
@@ -198,21 +313,35 @@ pub(super) fn read<T: DeserializeOwned>(name: &str, answer: &str) -> Result<T, S
     })
 }
 
-/// Looks at the balance until it shows every packet accounted for.
+/// Looks at the balance until it shows everything accounted for.
 fn check(name: &str) -> Result<String, ShowError> {
-    let mut worst = None;
-    for _ in 0..CHECK_LOOKS {
-        let snapshot = look(name)?;
-        let Some(odd) = imbalance(&snapshot) else {
-            let lines: Vec<_> =
-                snapshot.balance.iter().map(|account| format!("{name}: {}\n", line(account))).collect();
-            return Ok(lines.concat());
+    let mut looks = 1;
+    loop {
+        let checked = match look_at_any(name)? {
+            Shown::Tunnel(snapshot) => check_packets(name, &snapshot),
+            Shown::Exposed(snapshot) => check_connections(name, &snapshot),
         };
-        worst = Some(odd.clone());
+        if checked.is_ok() || looks == CHECK_LOOKS {
+            return checked.map(|lines| lines.iter().map(|line| format!("{name}: {line}\n")).collect());
+        }
+        looks += 1;
         std::thread::sleep(CHECK_PAUSE);
     }
-    let (direction, in_flight) = worst.map_or_else(Default::default, |odd| (odd.direction, odd.in_flight));
-    Err(ShowError::Imbalance(name.to_owned(), direction, in_flight))
+}
+
+fn check_packets(name: &str, snapshot: &Snapshot) -> Result<Vec<String>, ShowError> {
+    match imbalance(snapshot) {
+        None => Ok(snapshot.balance.iter().map(line).collect()),
+        Some(odd) => Err(ShowError::Imbalance(name.to_owned(), odd.direction.clone(), odd.in_flight)),
+    }
+}
+
+fn check_connections(name: &str, snapshot: &ExposedSnapshot) -> Result<Vec<String>, ShowError> {
+    let accounts = exposed::accounts(snapshot);
+    match accounts.iter().find(|account| account.missing() != 0) {
+        None => Ok(accounts.iter().map(exposed::Account::line).collect()),
+        Some(odd) => Err(ShowError::Missing(name.to_owned(), odd.what, odd.missing())),
+    }
 }
 
 /// The direction whose packets do not add up. While packets move, a look or two may be off.
@@ -240,9 +369,13 @@ fn for_people(snapshot: &Snapshot) -> String {
         workers.len(),
         if workers.len() == 1 { "" } else { "s" }
     );
+    if !snapshot.settings.mode.is_empty() {
+        let _ = writeln!(text, "  {}", settings_line(&snapshot.settings));
+    }
     for account in &snapshot.balance {
         let _ = writeln!(text, "  {}", line(account));
     }
+    offload_lines(&mut text, &snapshot.offloads);
     table(&mut text, "\nsince the start", &snapshot.distributions);
     for worker in workers {
         worker_lines(&mut text, worker);
@@ -257,6 +390,22 @@ fn for_people(snapshot: &Snapshot) -> String {
         peer_lines(&mut text, peer);
     }
     text
+}
+
+fn settings_line(settings: &SettingsSnapshot) -> String {
+    let SettingsSnapshot { pid, mode, mtu, listen_port, kernel, .. } = settings;
+    let drivers = settings.drivers.join(" and ");
+    format!("pid {pid}, {mode}, driver {drivers}, MTU {mtu}, UDP port {listen_port}, {kernel}")
+}
+
+fn offload_lines(text: &mut String, offloads: &[OffloadSnapshot]) {
+    if !offloads.is_empty() {
+        *text += "\noffloads\n";
+    }
+    for OffloadSnapshot { offload, state, reason, seconds_ago, .. } in offloads {
+        let when = seconds_ago.map_or_else(String::new, |ago| format!("{} ago: ", duration(ago)));
+        let _ = writeln!(text, "  {offload:<15} {state:<10}  {when}{reason}");
+    }
 }
 
 /// The rows of what was recorded at all.
@@ -291,7 +440,9 @@ fn worker_lines(text: &mut String, worker: &WorkerSnapshot) {
         amount(count("written_packets")),
         amount(count("enters"))
     );
-    table(text, "  its last second", &worker.last_second);
+    let age = worker.last_second_ago.filter(|age| *age >= STALE_SECONDS);
+    let age = age.map_or_else(String::new, |age| format!(", {} ago", duration(age)));
+    table(text, &format!("  its last second{age}"), &worker.last_second);
 }
 
 fn peer_lines(text: &mut String, peer: &PeerSnapshot) {
@@ -304,12 +455,34 @@ fn peer_lines(text: &mut String, peer: &PeerSnapshot) {
         "  endpoint {}, handshake {handshake}",
         peer.endpoint.as_deref().unwrap_or("not known")
     );
-    let _ = writeln!(text, "  received {}, sent {}", bytes(peer.rx_bytes), bytes(peer.tx_bytes));
+    for fact in facts(peer) {
+        let _ = writeln!(text, "  {fact}");
+    }
     let _ = writeln!(
         text,
         "  allowed IPs {}",
         if peer.allowed_ips.is_empty() { "none".to_owned() } else { peer.allowed_ips.join(", ") }
     );
+}
+
+/// What was counted of a peer, a line each: traffic, and if there were any, handshakes and drops.
+pub(super) fn facts(peer: &PeerSnapshot) -> Vec<String> {
+    let [rx_bytes, tx_bytes] = [peer.rx_bytes, peer.tx_bytes].map(bytes);
+    let [rx_packets, tx_packets] = [peer.rx_packets, peer.tx_packets].map(amount);
+    let mut facts =
+        vec![format!("received {rx_bytes} in {rx_packets} packets, sent {tx_bytes} in {tx_packets}")];
+    if peer.handshakes > 0 {
+        let [last, least] = [peer.handshake_ns_last, peer.handshake_ns_min].map(nanoseconds);
+        let count = amount(peer.handshakes);
+        let keys = peer.keypair_age_seconds.map(|age| format!("keys {} old", duration(age)));
+        let keys = keys.unwrap_or_else(|| "no keys".to_owned());
+        facts.push(format!("{keys}, newest of {count} handshakes took {last}, shortest {least}"));
+    }
+    if !peer.drops.is_empty() {
+        let drops = peer.drops.iter().map(|(reason, packets)| format!("{reason} {}", amount(*packets)));
+        facts.push(format!("dropped: {}", drops.collect::<Vec<_>>().join(", ")));
+    }
+    facts
 }
 
 pub(super) fn quantity(value: u64, unit: &str) -> String {
@@ -378,16 +551,47 @@ mod tests {
     }
 
     #[test]
+    fn of_a_peer_that_much_is_told_as_happened() {
+        let silent = PeerSnapshot { tx_bytes: 148, tx_packets: 1, ..PeerSnapshot::default() };
+        assert_eq!(facts(&silent), ["received 0 B in 0 packets, sent 148 B in 1"]);
+        let busy = PeerSnapshot {
+            keypair_age_seconds: Some(13.7),
+            handshakes: 3,
+            handshake_ns_last: 1_200_000,
+            handshake_ns_min: 900_000,
+            drops: [("replayed".to_owned(), 3), ("stage_full".to_owned(), 100_000)].into(),
+            ..silent
+        };
+        assert_eq!(
+            facts(&busy)[1..],
+            [
+                "keys 13 s old, newest of 3 handshakes took 1.20 ms, shortest 900 us",
+                "dropped: replayed 3, stage_full 100k"
+            ]
+        );
+    }
+
+    #[test]
     fn what_an_older_tunnel_does_not_tell_is_empty_and_another_schema_is_refused() {
-        let older: Snapshot =
-            read("wg0", r#"{"schema":1,"interface":"wg0"}"#).expect("fields may be missing");
-        assert!(older.peers.is_empty() && of_this_schema("wg0", older.clone()).is_ok());
-        let other = Snapshot { schema: 2, version: "9.0".into(), ..older };
-        let refused = of_this_schema("wg0", other).expect_err("it may mean something else");
+        let older = understood("wg0", r#"{"schema":1,"interface":"wg0"}"#).expect("fields may be missing");
+        assert!(matches!(older, Shown::Tunnel(older) if older.peers.is_empty()));
+        let other = r#"{"schema":2,"kind":"tunnel","version":"9.0"}"#;
+        let refused = understood("wg0", other).expect_err("it may mean something else");
         assert_eq!(
             refused.to_string(),
             "wg0: it is version \"9.0\" and tells schema 2, this version reads schema 1"
         );
+    }
+
+    #[test]
+    fn what_an_answer_is_of_stands_at_its_beginning() {
+        assert!(is_of_tunnel(r#"{"schema":1,"kind":"tunnel","version":"1"}"#));
+        assert!(is_of_tunnel(r#"{"schema":1,"version":"1","interface":"kind","settings":{}}"#));
+        for kind in ["server", "local", "something new"] {
+            let answer = format!(r#"{{"schema":1,"kind":"{kind}","version":"1"}}"#);
+            assert!(!is_of_tunnel(&answer), "{kind}");
+        }
+        assert!(is_of_tunnel("") && is_of_tunnel("\"kind\""));
     }
 
     #[test]
@@ -398,7 +602,7 @@ mod tests {
         let left_over = the_only_one(names(&["wg0", "wg1"]), |name| name == "wg1");
         assert_eq!(left_over.ok(), Some("wg1".to_owned()));
         let several = the_only_one(names(&["wg0", "wg1"]), |_| true).expect_err("one must be chosen");
-        assert_eq!(several.to_string(), "several tunnels are running, name one of them: wg0, wg1");
+        assert_eq!(several.to_string(), "several are running, name one of them: wg0, wg1");
     }
 
     #[test]
@@ -407,7 +611,8 @@ mod tests {
         for file in ["wg1.sock", "wg0.sock", "other"] {
             fs::write(directory.path().join(file), "").expect("it can be written");
         }
-        assert_eq!(running(directory.path()), ["wg0", "wg1"]);
-        assert!(running(Path::new("/nowhere")).is_empty());
+        let directory = directory.path().to_owned();
+        assert_eq!(running(&[directory.clone(), "/nowhere".into(), directory]), ["wg0", "wg1"]);
+        assert!(running(&["/nowhere".into()]).is_empty());
     }
 }

@@ -10,9 +10,7 @@
 //!
 //! The text is [`super::uapi`]'s. Source: wireguard.com/xplatform; wireguard-tools looks for the socket in that place.
 
-use std::fs::{self, DirBuilder, Permissions};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,17 +21,11 @@ use crossbeam_channel::Sender;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use nix::sys::socket::sockopt::AcceptConn;
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind as bind_socket, connect, getsockname,
-    getsockopt, listen, socket,
-};
-use nix::sys::stat::{Mode, fchmod};
 
-use super::name::{NameProblem, check_name};
-use super::observer::WatchedPeer;
 use super::uapi::{DeviceState, SetRequest};
 use super::uapi_client::Clients;
+use super::unix_socket::{Listener, SocketError, SocketFile, bind_in, errno_of};
+use super::watched::WatchedPeer;
 use crate::io::wake::Waker;
 
 /// Where the tools look for sockets.
@@ -79,179 +71,12 @@ impl Default for ClientLimits {
     }
 }
 
-/// Why there is no configuration socket.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum UapiSocketError {
-    /// No interface can have this name.
-    #[error("configuration socket: the interface name {0:?} {1}")]
-    Name(String, NameProblem),
-    /// Another process answers there.
-    #[error("configuration socket {}: in use by another process; stop it or choose another interface name", .0.display())]
-    InUse(PathBuf),
-    /// Something else has the name.
-    #[error("configuration socket {}: something that is no socket is in its place; remove it", .0.display())]
-    NotASocket(PathBuf),
-    /// We may not create it.
-    #[error("configuration socket {}: no permission to create it; run as root, or hand in a listening socket", .0.display())]
-    Permission(PathBuf),
-    /// The system refused.
-    #[error("configuration socket {}: cannot {doing}: {errno}; check that directory and the limits of the system", .path.display())]
-    System {
-        /// Of the socket's file.
-        path: PathBuf,
-        /// What was tried.
-        doing: &'static str,
-        /// What the system said.
-        errno: Errno,
-    },
-    /// What was handed in cannot accept `wg`'s connections.
-    #[error(
-        "configuration socket: the descriptor handed in is no listening Unix stream socket; bind and listen first"
-    )]
-    NotListening,
-}
-
-/// A socket that listens, and its file. Dropped without [`serve`], the file goes.
-#[derive(Debug)]
-pub struct Listener {
-    /// `None` if it was handed in and has no name, or none any more. Dropped before the socket: whoever is refused takes the
-    /// file for a leftover and puts his own in its place.
-    file: Option<SocketFile>,
-    socket: UnixListener,
-}
-
-impl Listener {
-    /// The socket.
-    pub fn socket(&self) -> &UnixListener {
-        &self.socket
-    }
-}
-
-/// The name of our socket in the file system. Dropped, it is removed if it is still ours.
-#[derive(Debug)]
-struct SocketFile {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
-}
-
-impl SocketFile {
-    /// What is at `path` now, if it is a socket.
-    fn at(path: &Path) -> Option<SocketFile> {
-        let found = fs::symlink_metadata(path).ok().filter(|found| found.file_type().is_socket())?;
-        Some(SocketFile { path: path.to_owned(), device: found.dev(), inode: found.ino() })
-    }
-
-    /// Whether nobody has removed, moved or replaced it.
-    fn is_there(&self) -> bool {
-        fs::symlink_metadata(&self.path)
-            .is_ok_and(|found| (found.dev(), found.ino()) == (self.device, self.inode))
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if self.is_there() {
-            // If the directory has become read-only there is nothing we could do.
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
 /// Listens where `wg` looks for the interface `name`. A socket left behind by a process that is gone is replaced.
 ///
 /// # Errors
-/// [`UapiSocketError`].
-pub fn bind(name: &str) -> Result<Listener, UapiSocketError> {
+/// [`SocketError`].
+pub fn bind(name: &str) -> Result<Listener, SocketError> {
     bind_in(Path::new(DIRECTORY), name)
-}
-
-/// As [`bind`], in another directory; it is created if its parent exists. Directory 0755, socket 0600, whatever the umask.
-///
-/// # Errors
-/// [`UapiSocketError`].
-pub fn bind_in(directory: &Path, name: &str) -> Result<Listener, UapiSocketError> {
-    check_name(name).map_err(|problem| UapiSocketError::Name(super::shorten(name), problem))?;
-    let path = directory.join(format!("{name}.sock"));
-    let system = |doing| {
-        let path = path.clone();
-        move |errno| match errno {
-            Errno::EACCES | Errno::EPERM | Errno::EROFS => UapiSocketError::Permission(path),
-            errno => UapiSocketError::System { path, doing, errno },
-        }
-    };
-    create_directory(directory).map_err(system("create its directory"))?;
-    let address = UnixAddr::new(&path).map_err(system("use this name"))?;
-    let listener = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
-        .map_err(system("open a socket"))?;
-    // The file gets this mode at birth, so nobody is let in between bind and a later chmod.
-    let mode = Mode::S_IRUSR | Mode::S_IWUSR;
-    fchmod(&listener, mode).map_err(system("set its mode"))?;
-    if let Err(errno) = bind_socket(listener.as_raw_fd(), &address) {
-        if errno != Errno::EADDRINUSE {
-            return Err(system("bind it")(errno));
-        }
-        remove_stale(&path, &address)?;
-        bind_socket(listener.as_raw_fd(), &address).map_err(system("bind it"))?;
-    }
-    let file = SocketFile::at(&path);
-    // Again, for a umask that takes even the owner's bits away.
-    set_mode(&path, mode.bits()).map_err(system("set its mode"))?;
-    listen(&listener, Backlog::MAXCONN).map_err(system("listen"))?;
-    Ok(Listener { socket: listener.into(), file })
-}
-
-/// A socket that somebody else has bound, and on which they listen.
-///
-/// # Errors
-/// [`UapiSocketError::NotListening`].
-pub fn from_fd(descriptor: OwnedFd) -> Result<Listener, UapiSocketError> {
-    let address =
-        getsockname::<UnixAddr>(descriptor.as_raw_fd()).map_err(|_| UapiSocketError::NotListening)?;
-    if getsockopt(&descriptor, AcceptConn) != Ok(true) {
-        return Err(UapiSocketError::NotListening);
-    }
-    let file = address.path().filter(|path| path.is_absolute()).and_then(SocketFile::at);
-    Ok(Listener { socket: descriptor.into(), file })
-}
-
-fn create_directory(directory: &Path) -> Result<(), Errno> {
-    match DirBuilder::new().mode(0o755).create(directory) {
-        Ok(()) => set_mode(directory, 0o755),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(errno_of(&error)),
-    }
-}
-
-fn set_mode(path: &Path, mode: u32) -> Result<(), Errno> {
-    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(|error| errno_of(&error))
-}
-
-fn errno_of(error: &std::io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw)
-}
-
-/// Removes the socket at `path` if nobody listens on it.
-fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), UapiSocketError> {
-    match fs::symlink_metadata(path) {
-        Ok(found) if !found.file_type().is_socket() => {
-            return Err(UapiSocketError::NotASocket(path.to_owned()));
-        }
-        _ => {}
-    }
-    let system = |errno| UapiSocketError::System { path: path.to_owned(), doing: "see who uses it", errno };
-    // Not waiting: a process whose backlog is full uses it too.
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(system)?;
-    match connect(probe.as_raw_fd(), address) {
-        Err(Errno::ECONNREFUSED) => fs::remove_file(path).map_err(|error| match errno_of(&error) {
-            Errno::EACCES | Errno::EPERM | Errno::EROFS => UapiSocketError::Permission(path.to_owned()),
-            errno => system(errno),
-        }),
-        Err(Errno::ENOENT) => Ok(()),
-        Ok(()) | Err(Errno::EAGAIN) => Err(UapiSocketError::InUse(path.to_owned())),
-        Err(errno) => Err(system(errno)),
-    }
 }
 
 /// The threads that serve clients. Dropped, it stops as [`Server::stop`] does.
@@ -268,28 +93,28 @@ pub struct Server {
 /// [`Server::stop`]; it should only tell somebody, in particular not stop the server itself.
 ///
 /// # Errors
-/// [`UapiSocketError::System`]: no descriptors or no threads left.
+/// [`SocketError::System`]: no descriptors or no threads left.
 pub fn serve(
     listener: Listener,
     commands: Sender<Command>,
     on_removed: impl FnOnce() + Send + 'static,
-) -> Result<Server, UapiSocketError> {
+) -> Result<Server, SocketError> {
     serve_with(listener, commands, ClientLimits::default(), on_removed)
 }
 
 /// As [`serve`], with other limits.
 ///
 /// # Errors
-/// [`UapiSocketError::System`]: no descriptors or no threads left.
+/// [`SocketError::System`]: no descriptors or no threads left.
 pub fn serve_with(
     listener: Listener,
     commands: Sender<Command>,
     limits: ClientLimits,
     on_removed: impl FnOnce() + Send + 'static,
-) -> Result<Server, UapiSocketError> {
+) -> Result<Server, SocketError> {
     let Listener { socket, file } = listener;
     let path = file.as_ref().map_or_else(PathBuf::new, |file| file.path.clone());
-    let system = |doing| move |errno| UapiSocketError::System { path, doing, errno };
+    let system = |doing| move |errno| SocketError::System { path, doing, errno };
     let stop = Waker::new().map_err(system.clone()("make an eventfd"))?;
     socket
         .set_nonblocking(true)
@@ -433,6 +258,8 @@ fn watch_file(path: &Path) -> Result<Inotify, Errno> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use crossbeam_channel::bounded;
 
     use super::*;

@@ -13,6 +13,7 @@ use std::sync::MutexGuard;
 
 use super::allowed_ips::PeerIndex;
 use super::view::View;
+use crate::proto::activity::{Activity, News};
 use crate::proto::replay::{Refused, ReplayWindow};
 use crate::proto::session::{Session, Unusable};
 use crate::stats::drop::DropReason;
@@ -85,7 +86,9 @@ pub struct Heard {
     pub peer: PeerIndex,
     /// The session's receiver index; 0 in plaintext mode.
     pub local_index: u32,
-    /// UDP payload bytes.
+    /// How many they are.
+    pub messages: u64,
+    /// Their UDP payload bytes.
     pub bytes: u64,
     /// Whether any was more than a keepalive.
     pub data: bool,
@@ -93,6 +96,16 @@ pub struct Heard {
     pub confirmed: bool,
     /// Whether the session should be renewed while there is time.
     pub rekey_due: bool,
+}
+
+impl Heard {
+    /// Notes it in the peer's `activity`. True if the protocol thread must be told to look.
+    pub fn note(&self, activity: &Activity, now: Time) -> bool {
+        let mut tell = activity.received(self.messages, self.bytes, self.data, now);
+        tell |= self.confirmed && activity.tell(News::Confirmed);
+        tell |= self.rekey_due && activity.ask_to_rekey(now);
+        tell
+    }
 }
 
 /// Opens the datagrams of one receive: they come from one address, and mostly belong to one session.
@@ -121,13 +134,23 @@ impl<'v, 'h> Opener<'v, 'h> {
         if self.view.encap == Encap::Plain {
             return Ok(Opened::Packet(0..datagram.len()));
         }
-        match message::classify(datagram).ok_or(DropReason::NotWireGuard)? {
+        let Some(kind) = message::classify(datagram) else {
+            // Whoever sent what came before it need not have sent this.
+            self.session = None;
+            return Err(DropReason::NotWireGuard);
+        };
+        match kind {
             Kind::Handshake(_) => Ok(Opened::Handshake),
             Kind::Data { receiver, counter } => {
                 self.select(receiver)?;
                 self.open_data(counter, datagram)
             }
         }
+    }
+
+    /// Whose session the newest datagram named; nobody's in plaintext mode.
+    pub fn peer(&self) -> Option<PeerIndex> {
+        self.session.as_ref().map(|(session, _)| session.peer())
     }
 
     /// Makes the session with this receiver index the newest.
@@ -162,6 +185,7 @@ impl<'v, 'h> Opener<'v, 'h> {
         if let Some(heard) = self.heard.last_mut()
             && heard.local_index == session.local_index()
         {
+            heard.messages += 1;
             heard.bytes += bytes;
             heard.data |= data;
             return;
@@ -169,6 +193,7 @@ impl<'v, 'h> Opener<'v, 'h> {
         self.heard.push(Heard {
             peer: session.peer(),
             local_index: session.local_index(),
+            messages: 1,
             bytes,
             data,
             confirmed: session.confirm(),
@@ -193,6 +218,7 @@ impl<'v, 'h> Opener<'v, 'h> {
             let plain = Heard {
                 peer: owner,
                 local_index: 0,
+                messages: 0,
                 bytes: 0,
                 data: true,
                 confirmed: false,

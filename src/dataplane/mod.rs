@@ -12,8 +12,8 @@
 //! | 6a | [`Split::spread`], [`Trains::adopt`] | a superpacket is cut where it lies: its buffer becomes a train | |
 //! | 6b | [`Trains::reserve`] | others: room at the end of the peer's train; without a free buffer the read waits | |
 //! | 7 | [`Split::emit`] | one pass copies the packet into its place and completes its checksum | |
-//! | 8 | [`outbound::seal`] | each train, in place: one look-up of the session, one reservation of counters | [`NoSession`] |
-//! | 9 | [`DataWorker::flush_trains`] | one submission per train: sendmsg with UDP_SEGMENT | [`NoRoute`], [`NoEndpoint`] |
+//! | 8 | [`outbound::reserve`], [`Sealing::seal`] | each train, in place: one look-up of endpoint and session, one reservation of counters | [`NoRoute`], [`NoEndpoint`], [`NoSession`] |
+//! | 9 | [`DataWorker::flush_trains`] | one submission per train: sendmsg with UDP_SEGMENT | |
 //! | 10 | [`DataWorker::on_sent`] | a refused train goes again one by one; the buffer returns | [`SendError`] |
 //!
 //! # Inbound: from the network to the TUN
@@ -25,13 +25,18 @@
 //! | 3 | [`Received::datagrams`] | ranges of datagrams | |
 //! | 4 | [`Opener::open`] | which session, opened in place, then the replay window; handshakes go to the protocol thread | [`NotWireGuard`], [`UnknownIndex`], [`KeyExpired`], [`CounterExhausted`], [`BadTag`], [`Replayed`], [`TooOld`], [`HandoffFull`] |
 //! | 5 | [`IpView::parse`] | and trimmed to the IP length | [`InMalformed`] |
-//! | 6 | [`Opener::check_source`] | longest prefix over all peers | [`SourceNotAllowed`] |
+//! | 6a | [`Opener::check_source`] | longest prefix over all peers | [`SourceNotAllowed`] |
+//! | 6b | [`Codel::picks`] | what waited too long for us tells its sender to slow down: by a mark, else by its loss | [`QueueDelay`] |
 //! | 7 | [`Coalescer::push`] | joins only the newest superpacket of its flow; ranges, no copy | |
 //! | 8 | [`DataWorker::flush_writes`] | writev: rewritten header, payload ranges | |
 //! | 9 | [`DataWorker::on_written`] | when no write borrows the buffer any more it goes back to the ring | [`TunDown`], [`TunWriteError`] |
 //!
-//! Plaintext mode takes the same way; [`outbound::seal`] and [`Opener`] then have nothing to do.
+//! Plaintext mode takes the same way; [`Sealing`] and [`Opener`] then have nothing to do.
 //!
+//! While somebody captures, a [`Tap`] copies packets: outbound between reserving and sealing, inbound at step 9, and wherever one
+//! is dropped.
+//!
+//! [`Tap`]: crate::worker::tap::Tap
 //! [`DataWorker::on_tun_read`]: crate::worker::data::DataWorker::on_tun_read
 //! [`DataWorker::flush_trains`]: crate::worker::data::DataWorker::flush_trains
 //! [`DataWorker::on_sent`]: crate::worker::data::DataWorker::on_sent
@@ -48,7 +53,10 @@
 //! [`Split::emit`]: crate::offload::split::Split::emit
 //! [`Trains::reserve`]: crate::offload::train::Trains::reserve
 //! [`Received::datagrams`]: crate::offload::stride::Received::datagrams
+//! [`Codel::picks`]: codel::Codel::picks
 //! [`Coalescer::push`]: crate::offload::coalesce::Coalescer::push
+//! [`Sealing`]: outbound::Sealing
+//! [`Sealing::seal`]: outbound::Sealing::seal
 //! [`Opener`]: encap::Opener
 //! [`Opener::open`]: encap::Opener::open
 //! [`Opener::check_source`]: encap::Opener::check_source
@@ -73,10 +81,12 @@
 //! [`UnknownSource`]: crate::stats::drop::DropReason::UnknownSource
 //! [`InMalformed`]: crate::stats::drop::DropReason::InMalformed
 //! [`SourceNotAllowed`]: crate::stats::drop::DropReason::SourceNotAllowed
+//! [`QueueDelay`]: crate::stats::drop::DropReason::QueueDelay
 //! [`TunDown`]: crate::stats::drop::DropReason::TunDown
 //! [`TunWriteError`]: crate::stats::drop::DropReason::TunWriteError
 
 pub mod allowed_ips;
+pub mod codel;
 pub mod encap;
 pub mod inbound;
 pub mod outbound;

@@ -1,16 +1,17 @@
 //! One TUN read on its way to the network.
 //!
-//! The walk is [`superpacket`], from top to bottom in the order the packet takes it, and at the end of the turn [`seal`] for
-//! each train that came of it. Pure: no clock, no I/O.
+//! The walk is [`superpacket`], from top to bottom in the order the packet takes it, and at the end of the turn [`reserve`] and
+//! [`Sealing::seal`] for each train that came of it. Pure: no clock, no I/O.
 
 use std::ops::{DerefMut, Range};
 
 use super::Context;
 use super::allowed_ips::PeerIndex;
 use super::encap::{Encap, Framing};
-use super::view::{View, Way};
+use super::view::Way;
 use crate::offload::split::Split;
 use crate::offload::train::{Destination, Train, Trains};
+use crate::proto::session::Session;
 use crate::stats::drop::DropReason;
 use crate::time::Time;
 use crate::wire::Malformed;
@@ -48,8 +49,10 @@ impl Destination for To {
 /// How far a TUN read has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// All its segments are in trains or counted as dropped.
+    /// All its segments are in trains.
     Done,
+    /// All that was left of it is counted as dropped, and lies in the buffer as it was read.
+    Dropped(DropReason),
     /// No train has room and no buffer is free; go on with this segment when there is one.
     Blocked(usize),
     /// It waits for a session with the peer, with as many segments left.
@@ -88,8 +91,8 @@ pub fn superpacket<B: DerefMut<Target = [u8]>>(
         Ok(parsed) => parsed,
         Err(reason) => {
             counters.out_packets.add(1);
-            counters.count_drop(reason, 1);
-            return Progress::Done;
+            view.count_drop(counters, None, reason, 1);
+            return Progress::Dropped(reason);
         }
     };
     if read.resume.is_none() {
@@ -98,26 +101,28 @@ pub fn superpacket<B: DerefMut<Target = [u8]>>(
     }
     let first = read.resume.unwrap_or(0);
     let left = split.count() - first;
-    // Route once: all segments of a superpacket share one flow.
-    let way = view.route(ip.destination).and_then(|peer| Ok((peer, view.way_to(peer, now)?)));
-    let peer = match way {
-        Ok((peer, Way::Train)) => peer,
-        Ok((peer, Way::Stage)) => return Progress::Stage(peer, left),
-        Err(reason) => {
-            counters.count_drop(reason, left as u64);
-            return Progress::Done;
-        }
+    let dropped = |peer, reason| {
+        view.count_drop(counters, peer, reason, left as u64);
+        Progress::Dropped(reason)
     };
-    if loops(view, peer, &buffer[packet.clone()], &ip) {
-        counters.count_drop(DropReason::Looped, left as u64);
-        return Progress::Done;
+    // Route once: all segments of a superpacket share one flow.
+    let peer = match view.route(ip.destination) {
+        Ok(peer) => peer,
+        Err(reason) => return dropped(None, reason),
+    };
+    match view.way_to(peer, now) {
+        Ok(Way::Train) => {}
+        Ok(Way::Stage) => return Progress::Stage(peer, left),
+        Err(reason) => return dropped(Some(peer), reason),
+    }
+    if loops(context, peer, &buffer[packet.clone()], &ip) {
+        return dropped(Some(peer), DropReason::Looped);
     }
     let to = To { peer, tos: outer_tos(&buffer[packet.clone()]) };
     let framing = view.framing();
     // No train would ever take it.
     if framing.datagram_bytes(split.full_segment_bytes()) > u16::MAX.into() {
-        counters.count_drop(DropReason::OutTooLong, left as u64);
-        return Progress::Done;
+        return dropped(Some(peer), DropReason::OutTooLong);
     }
     if first == 0
         && let Some(train) = cut_in_place(buffer, &split, to, framing)
@@ -138,29 +143,43 @@ pub fn superpacket<B: DerefMut<Target = [u8]>>(
     Progress::Done
 }
 
-/// Seals the datagrams of a train where they stand. One look-up of the session and one reservation of counters serve
-/// them all, so counters rise in the order of sending.
-///
-/// Work per call: at most one buffer.
+/// What seals one train: its session, and the counters that are its own.
+#[derive(Debug)]
+pub struct Sealing<'v> {
+    /// None in plaintext mode.
+    session: Option<&'v Session>,
+    counters: Range<u64>,
+}
+
+/// Looks the session of a train up and reserves counters for its datagrams, once for them all: so counters rise in the order
+/// of sending. Whatever can keep the train from being sealed does so here, while its packets can still be read.
 ///
 /// # Errors
-/// [`DropReason::NoSession`]: the session has come to its end since the packets were let into the train. Nothing is sealed
-/// then.
-pub fn seal<B: DerefMut<Target = [u8]>>(
+/// [`DropReason::NoSession`]: the session has come to its end since the packets were let into the train.
+pub fn reserve<'v, B: DerefMut<Target = [u8]>>(
     train: &mut Train<B, To>,
-    context: &Context<'_>,
-) -> Result<(), DropReason> {
+    context: &Context<'v>,
+) -> Result<Sealing<'v>, DropReason> {
     let Context { view, now, .. } = *context;
     if view.encap == Encap::Plain {
-        return Ok(());
+        return Ok(Sealing { session: None, counters: 0..0 });
     }
-    let session = view.session_to(train.to.peer).ok_or(DropReason::NoSession)?;
-    let datagrams = train.split_mut();
-    let first = session.reserve(datagrams.len() as u64, now).map_err(|_| DropReason::NoSession)?;
-    for (counter, datagram) in (first..).zip(datagrams) {
-        session.seal(counter, datagram);
+    let session = view.session_to(train.to.peer, now).ok_or(DropReason::NoSession)?;
+    let count = train.split_mut().len() as u64;
+    let first = session.reserve(count, now).map_err(|_| DropReason::NoSession)?;
+    Ok(Sealing { session: Some(session), counters: first..first + count })
+}
+
+impl Sealing<'_> {
+    /// Seals the datagrams of the train that it was reserved for, where they stand.
+    ///
+    /// Work per call: at most one buffer.
+    pub fn seal<B: DerefMut<Target = [u8]>>(self, train: &mut Train<B, To>) {
+        let Some(session) = self.session else { return };
+        for (counter, datagram) in self.counters.zip(train.split_mut()) {
+            session.seal(counter, datagram);
+        }
     }
-    Ok(())
 }
 
 /// Cuts a superpacket within its buffer; `None`, and nothing done, if it is none or there is no room.
@@ -186,7 +205,10 @@ fn cut_in_place(buffer: &mut [u8], split: &Split, to: To, framing: Framing) -> O
 }
 
 /// Reads the headers once, before anything is cut; tells where in `read` the packet lies.
-fn parse(read: &[u8]) -> Result<(Range<usize>, IpView, Split), DropReason> {
+///
+/// # Errors
+/// Why such a read is dropped.
+pub fn parse(read: &[u8]) -> Result<(Range<usize>, IpView, Split), DropReason> {
     let (vnet, packet) = VnetHdr::parse(read).map_err(reason)?;
     let ip = IpView::parse(packet).map_err(reason)?;
     // An IPv6 packet may claim 40 bytes more.
@@ -207,10 +229,11 @@ fn reason(malformed: Malformed) -> DropReason {
 
 /// Whether `packet` is a datagram that we sealed for `peer`, or the first fragment of one: the peer's endpoint is routed into
 /// its own tunnel.
-fn loops(view: &View, peer: PeerIndex, packet: &[u8], ip: &IpView) -> bool {
+fn loops(context: &Context, peer: PeerIndex, packet: &[u8], ip: &IpView) -> bool {
     let payload = usize::from(ip.header_bytes) + UDP_HEADER_BYTES;
     let datagram = packet.get(payload..).filter(|_| ip.protocol == PROTOCOL_UDP);
-    datagram.is_some_and(|datagram| view.session_to(peer).is_some_and(|session| session.sealed(datagram)))
+    let session = context.view.session_to(peer, context.now);
+    datagram.zip(session).is_some_and(|(datagram, session)| session.sealed(datagram))
 }
 
 /// The outer header carries the inner ECN field, but congestion that the packet met before is not ours to tell: net/inet_ecn.h

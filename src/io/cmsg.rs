@@ -1,9 +1,9 @@
-//! Control messages: UDP_SEGMENT, pktinfo and traffic class on the way out; UDP_GRO, pktinfo, traffic class and the
-//! receive time on the way in.
+//! Control messages: UDP_SEGMENT, pktinfo and traffic class on the way out; UDP_GRO, pktinfo, traffic class, the
+//! receive time and what the socket had no room for on the way in.
 //!
 //! The bytes are laid out and read here as cmsg(3) says, without pointers.
 //!
-//! Source: linux/socket.h (struct cmsghdr), udp(7), ip(7), ipv6(7), socket(7) SO_TIMESTAMPNS.
+//! Source: linux/socket.h (struct cmsghdr), udp(7), ip(7), ipv6(7), socket(7) SO_TIMESTAMPNS and SO_RXQ_OVFL.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -102,6 +102,8 @@ pub struct ReceiveControl {
     pub tos: u8,
     /// When the kernel received it: nanoseconds of CLOCK_REALTIME.
     pub realtime_ns: Option<u64>,
+    /// Datagrams that the socket had no room for until this one came, in 32 bits; 0 unless it was asked to tell (SO_RXQ_OVFL).
+    pub overflown: u32,
 }
 
 impl ReceiveControl {
@@ -141,6 +143,9 @@ impl ReceiveControl {
                 let nanos = u64::from_ne_bytes(field(data, 8));
                 self.realtime_ns = seconds.checked_mul(1_000_000_000).and_then(|ns| ns.checked_add(nanos));
             }
+            (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) if data.len() >= 4 => {
+                self.overflown = u32::from_ne_bytes(field(data, 0));
+            }
             _ => {}
         }
     }
@@ -175,15 +180,16 @@ mod tests {
     }
 
     #[test]
-    fn the_stride_and_the_receive_time_are_read() {
+    fn the_stride_the_receive_time_and_what_found_no_room_are_read() {
         let mut control = SendControl::new();
         control.push(libc::SOL_UDP, libc::UDP_GRO, &1452i32.to_ne_bytes());
         let mut stamp = [0; 16];
         stamp[..8].copy_from_slice(&3u64.to_ne_bytes());
         stamp[8..].copy_from_slice(&7u64.to_ne_bytes());
         control.push(libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS, &stamp);
+        control.push(libc::SOL_SOCKET, libc::SO_RXQ_OVFL, &9u32.to_ne_bytes());
         let told = ReceiveControl::parse(control.bytes());
-        assert_eq!((told.stride, told.realtime_ns), (1452, Some(3_000_000_007)));
+        assert_eq!((told.stride, told.realtime_ns, told.overflown), (1452, Some(3_000_000_007), 9));
     }
 
     proptest::proptest! {

@@ -172,7 +172,8 @@ fn release_streams(keep: Keep) -> io::Result<()> {
     Ok(())
 }
 
-fn is_log(stream: impl AsFd) -> bool {
+/// Whether `stream` is a regular file or a socket: somebody keeps or takes what is written there.
+pub fn is_log(stream: impl AsFd) -> bool {
     let Ok(status) = fstat(stream) else { return false };
     let kind = SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT;
     kind == SFlag::S_IFREG || kind == SFlag::S_IFSOCK

@@ -111,6 +111,12 @@ pub trait Driver {
     /// buffers, TUN reads, receives) at the start of the first turn at which none of them is under way.
     fn lend(&mut self, lease: Lease);
 
+    /// Bytes of a lent buffer, as whoever uses it sees them: between a completion and the next turn what was sent or written.
+    ///
+    /// # Panics
+    /// When the range does not lie in a buffer that is lent.
+    fn lent(&self, part: Part) -> &[u8];
+
     /// Queues a send from a lent buffer. Sends of one worker leave in the order they were queued.
     fn send(&mut self, send: Send);
 

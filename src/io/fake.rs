@@ -42,6 +42,8 @@ pub struct Faults {
     pub refuses_trains: bool,
     /// A TUN write meets a device that is down (EIO).
     pub tun_down: u8,
+    /// The TUN refuses a superpacket (EINVAL). Single packets it takes.
+    pub refused_write: u8,
 }
 
 /// What somebody sent to us.
@@ -85,6 +87,8 @@ pub struct Fake {
     pub receives: VecDeque<Incoming>,
     /// What it has handed out, and whether that was cut off.
     pub handed_out: Vec<(Incoming, bool)>,
+    /// What the TUN says to every write instead of taking it.
+    pub write_error: Option<Errno>,
     /// How often the sockets were replaced.
     pub rebinds: u32,
     /// What was sent, datagram by datagram.
@@ -114,6 +118,7 @@ impl Fake {
             tun_reads: VecDeque::new(),
             receives: VecDeque::new(),
             handed_out: Vec::new(),
+            write_error: None,
             rebinds: 0,
             sent: Vec::new(),
             written: Vec::new(),
@@ -188,7 +193,7 @@ impl Fake {
             let errors = [Errno::ENOBUFS, Errno::EAGAIN, Errno::ENETUNREACH, Errno::EPERM];
             return Err(errors[self.next_random() as usize % errors.len()]);
         }
-        let bytes = self.part(send.part);
+        let bytes = self.loans.bytes(send.part).to_vec();
         let stride = if send.datagrams > 1 { usize::from(send.segment_bytes) } else { bytes.len().max(1) };
         let (to, tos) = (send.to.remote, send.tos);
         self.sent.extend(bytes.chunks(stride).map(|datagram| Outgoing { to, bytes: datagram.to_vec(), tos }));
@@ -198,21 +203,23 @@ impl Fake {
     fn complete_writes(&mut self, done: &mut Vec<Completion>) {
         while !self.writes.is_empty() && !self.strikes(self.faults.late) {
             let Some(gather) = self.writes.pop_front() else { break };
-            let result = if self.strikes(self.faults.tun_down) { Err(Errno::EIO) } else { Ok(()) };
+            let result = if let Some(error) = self.write_error {
+                Err(error)
+            } else if self.strikes(self.faults.tun_down) {
+                Err(Errno::EIO)
+            } else if gather.packets > 1 && self.strikes(self.faults.refused_write) {
+                Err(Errno::EINVAL)
+            } else {
+                Ok(())
+            };
             if result.is_ok() {
                 let mut bytes = gather.head().to_vec();
-                gather.parts.iter().for_each(|part| bytes.extend(self.part(*part)));
+                gather.parts.iter().for_each(|part| bytes.extend(self.loans.bytes(*part)));
                 self.written.push(bytes);
             }
             self.loans.end_use(&gather.parts);
             done.push(Completion::Written { gather, result });
         }
-    }
-
-    /// The bytes of a lent buffer as they are now.
-    fn part(&self, part: Part) -> Vec<u8> {
-        // SAFETY: (L) the range lies in a lent buffer, which nobody writes to.
-        unsafe { std::slice::from_raw_parts(self.loans.address(part), part.len as usize) }.to_vec()
     }
 
     fn read_tun(&mut self, done: &mut Vec<Completion>) {
@@ -264,6 +271,10 @@ impl Driver for Fake {
 
     fn lend(&mut self, lease: Lease) {
         self.loans.lend(lease);
+    }
+
+    fn lent(&self, part: Part) -> &[u8] {
+        self.loans.bytes(part)
     }
 
     fn send(&mut self, send: Send) {

@@ -17,8 +17,9 @@ use nix::errno::Errno;
 
 use super::cmsg::SendControl;
 use super::sys;
-use super::tun::{self, OffloadSwitches, Tun, TunError, TunRequest};
+use super::tun::{self, OffloadSwitches, TUNSETOFFLOAD_REFUSED, Tun, TunError, TunRequest};
 use super::udp::{self, Steering, UdpGroup, UdpRequest};
+use crate::stats::offloads::{Offload, OffloadInfo};
 
 /// One row: something we use if the kernel has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +71,13 @@ impl State {
     }
 }
 
+/// The kernel's name, release and machine.
+pub fn kernel() -> String {
+    let read = |file: &str| fs::read_to_string(format!("/proc/sys/kernel/{file}")).unwrap_or_default();
+    let words = ["ostype", "osrelease"].map(read);
+    words.map(|word| word.trim().to_owned()).join(" ") + " " + std::env::consts::ARCH
+}
+
 /// Tries everything. Takes some milliseconds, half a second if io_uring misbehaves; never fails: a row says so instead.
 pub fn probe() -> Vec<Feature> {
     let mut features = probe_tun();
@@ -110,6 +118,12 @@ pub fn print(features: &[Feature], out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
+/// The row of something that a running tunnel says more about: `uringvpn show`.
+fn offload(group: Group, offload: Offload, state: State) -> Feature {
+    let OffloadInfo { what, since, without, .. } = offload.info();
+    Feature { group, name: what, state, since, without }
+}
+
 fn probe_tun() -> Vec<Feature> {
     let row = |name, state, since, without| Feature { group: Group::Tun, name, state, since, without };
     let request = TunRequest {
@@ -132,7 +146,7 @@ fn probe_tun() -> Vec<Feature> {
         }
         Err(error) => State::No(error.to_string()),
     };
-    let refused = "TUNSETOFFLOAD: EINVAL";
+    let refused = TUNSETOFFLOAD_REFUSED;
     vec![
         row("device /dev/net/tun", device, "2.4", "no tunnel"),
         row(
@@ -147,18 +161,8 @@ fn probe_tun() -> Vec<Feature> {
             "2.6.27",
             "packets one by one, each checked by the kernel",
         ),
-        row(
-            "TCP segmentation offload (TUN_F_TSO4, TUN_F_TSO6)",
-            needs_device(&|tun| State::when(tun.offloads.tso, refused)),
-            "2.6.27",
-            "one read and one write per TCP segment: several times slower",
-        ),
-        row(
-            "UDP segmentation offload (TUN_F_USO4, TUN_F_USO6)",
-            needs_device(&|tun| State::when(tun.offloads.uso, refused)),
-            "6.2",
-            "one read and one write per UDP datagram; TCP is not affected",
-        ),
+        offload(Group::Tun, Offload::Tso, needs_device(&|tun| State::when(tun.offloads.tso, refused))),
+        offload(Group::Tun, Offload::Uso, needs_device(&|tun| State::when(tun.offloads.uso, refused))),
     ]
 }
 
@@ -174,6 +178,7 @@ fn probe_udp() -> Vec<Feature> {
             gso: true,
             buffer_bytes: BUFFER_BYTES,
             steering: Steering::SourcePort,
+            steer: true,
             fwmark: 0,
             patience: crate::time::Span::ZERO,
         })
@@ -189,19 +194,13 @@ fn probe_udp() -> Vec<Feature> {
         Ok(group) => have(group),
         Err(_) => State::Unknown("no socket to try it on".to_owned()),
     };
-    let steered = |group: &UdpGroup| {
-        let failed = group.notes.iter().find(|note| note.contains("REUSEPORT"));
-        failed.map_or(State::Yes, |note| State::No(note.clone()))
+    let taken = |offload| {
+        needs_socket(&|group| group.refusal(offload).map_or(State::Yes, |how| State::No(how.to_owned())))
     };
     vec![
         row("IPv4 sockets", family(&v4), "1.0", "IPv6 only"),
         row("IPv6 sockets", family(&v6), "2.6", "IPv4 only"),
-        row(
-            "trains sent in one call (UDP_SEGMENT)",
-            needs_socket(&|group| State::when(group.train_segments_max > 1, "refused")),
-            "4.18",
-            "one send per datagram: several times slower",
-        ),
+        offload(Group::Udp, Offload::Gso, taken(Offload::Gso)),
         row(
             "trains of 128 datagrams",
             needs_socket(&|group| match group.train_segments_max {
@@ -212,18 +211,8 @@ fn probe_udp() -> Vec<Feature> {
             "6.9, stable trees",
             "trains of 64, no loss at an MTU above 1000",
         ),
-        row(
-            "trains received in one call (UDP_GRO)",
-            needs_socket(&|group| State::when(group.gro, "refused")),
-            "5.0",
-            "one receive per datagram: several times slower",
-        ),
-        row(
-            "steering by source port (SO_ATTACH_REUSEPORT_CBPF)",
-            needs_socket(&steered),
-            "4.5",
-            "the kernel's hash chooses the worker; a single peer may not reach all",
-        ),
+        offload(Group::Udp, Offload::Gro, taken(Offload::Gro)),
+        offload(Group::Udp, Offload::Steering, taken(Offload::Steering)),
         row(
             "socket buffers of 8 MiB (SO_RCVBUFFORCE)",
             needs_socket(&|group| {
@@ -280,13 +269,12 @@ fn probe_io_uring() -> Vec<Feature> {
             "6.0",
             SYSCALLS,
         ),
-        row(
-            "completions only when asked for (DEFER_TASKRUN)",
+        offload(
+            Group::IoUring,
+            Offload::DeferTaskrun,
             setup(&|builder| {
                 builder.setup_single_issuer().setup_defer_taskrun();
             }),
-            "6.1",
-            "COOP_TASKRUN: a little more work per completion",
         ),
         row(
             "a bad submission does not stop the batch (SUBMIT_ALL)",
@@ -312,12 +300,7 @@ fn probe_io_uring() -> Vec<Feature> {
         ),
         row("registered files", needs_ring(&|_| State::of(registered_files())), "5.1", SYSCALLS),
         row("provided buffer rings", needs_ring(&|_| State::of(buffer_ring())), "5.19", BUFFERS),
-        row(
-            "multishot read, for the TUN",
-            needs_ring(&|_| State::of(read_multishot())),
-            "6.7",
-            "single reads, submitted anew each time",
-        ),
+        offload(Group::IoUring, Offload::MultishotRead, needs_ring(&|_| State::of(read_multishot()))),
         row("multishot recvmsg", needs_ring(&|_| needs_loopback(receive_multishot)), "6.0", BUFFERS),
         row(
             "sendmsg with UDP_SEGMENT",

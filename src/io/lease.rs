@@ -178,6 +178,16 @@ impl Loans {
         unsafe { lease.as_ptr().add(start as usize) }
     }
 
+    /// The bytes of `part`.
+    ///
+    /// # Panics
+    /// As [`Loans::begin_use`].
+    pub fn bytes(&self, part: Part) -> &[u8] {
+        let bytes = self.address(part);
+        // SAFETY: (L) the range lies in a lent buffer, as was just checked, and operations only read those.
+        unsafe { std::slice::from_raw_parts(bytes, part.len as usize) }
+    }
+
     /// Hands every lease that nothing uses to `home`.
     pub fn collect(&mut self, mut home: impl FnMut(Lease)) {
         while let Some(slot) = self.settled.pop() {

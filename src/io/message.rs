@@ -1,12 +1,16 @@
-//! What a submission points at: msghdr, iovecs, addresses, heads. Shared by the io_uring and the syscall driver.
+//! What a submission points at: msghdr, iovecs, addresses, heads. Shared by the io_uring and the syscall driver, and with what
+//! moves single datagrams ([`super::tcp::datagrams`]).
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::ptr;
+
+use nix::errno::Errno;
 
 use super::cmsg::{RECEIVE_CONTROL_BYTES, ReceiveControl, SendControl};
 use super::driver::Send;
 use super::lease::Loans;
+use super::sys::uninterrupted;
 use super::udp::WorkerSockets;
 use crate::offload::coalesce::{Gather, HEAD_BYTES_MAX, SEGMENTS_MAX};
 use crate::offload::stride::Received;
@@ -100,6 +104,62 @@ impl OperationMemory {
     }
 }
 
+/// What the kernel says of a datagram that was received.
+pub(super) struct Arrival {
+    address: [u8; NAME_BYTES],
+    address_bytes: usize,
+    control: ControlBytes,
+    control_bytes: usize,
+    /// So many are in the room that was given.
+    pub bytes: usize,
+    /// There were more, and they are lost.
+    pub truncated: bool,
+}
+
+/// Control bytes with the alignment of struct cmsghdr.
+#[repr(C, align(8))]
+struct ControlBytes([u8; RECEIVE_CONTROL_BYTES]);
+
+impl Arrival {
+    /// The sender's sockaddr, for [`parse_address`].
+    pub fn address(&self) -> &[u8] {
+        &self.address[..self.address_bytes]
+    }
+
+    /// For [`ReceiveControl::parse`].
+    pub fn control(&self) -> &[u8] {
+        &self.control.0[..self.control_bytes]
+    }
+}
+
+/// Receives one datagram into `room`, without waiting.
+///
+/// # Errors
+/// EAGAIN when there is none; what befell one that was sent before, and what else recvmsg(2) says.
+pub(super) fn receive(fd: RawFd, room: &mut [u8]) -> Result<Arrival, Errno> {
+    let mut address = [0; NAME_BYTES];
+    let mut control = ControlBytes([0; RECEIVE_CONTROL_BYTES]);
+    let mut iovec = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
+    // SAFETY: (R) all zero is a valid msghdr.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_name = address.as_mut_ptr().cast();
+    header.msg_namelen = NAME_BYTES as u32;
+    header.msg_iov = &raw mut iovec;
+    header.msg_iovlen = 1;
+    header.msg_control = control.0.as_mut_ptr().cast();
+    header.msg_controllen = RECEIVE_CONTROL_BYTES;
+    // SAFETY: everything the header points at is ours and outlives this call.
+    let bytes = uninterrupted(|| unsafe { libc::recvmsg(fd, &raw mut header, libc::MSG_DONTWAIT) })?;
+    Ok(Arrival {
+        address,
+        address_bytes: (header.msg_namelen as usize).min(NAME_BYTES),
+        control,
+        control_bytes: header.msg_controllen.min(RECEIVE_CONTROL_BYTES),
+        bytes,
+        truncated: header.msg_flags & libc::MSG_TRUNC != 0,
+    })
+}
+
 /// Puts together what the kernel said about a receive; `None` when the sender's address makes no sense.
 pub(super) fn received(
     address: &[u8],
@@ -144,7 +204,8 @@ pub(super) fn emit_address(address: SocketAddr, out: &mut [u8; ADDRESS_BYTES]) -
     }
 }
 
-fn parse_address(bytes: &[u8]) -> Option<SocketAddr> {
+/// Reads a sockaddr; `None` if it is none of IP.
+pub(super) fn parse_address(bytes: &[u8]) -> Option<SocketAddr> {
     let family = u16::from_ne_bytes(*bytes.first_chunk()?);
     let port = u16::from_be_bytes(*bytes.get(2..)?.first_chunk()?);
     match family as i32 {

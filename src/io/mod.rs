@@ -42,7 +42,10 @@ pub mod ring;
 pub mod steer;
 pub mod sys;
 pub mod syscall;
+pub mod tcp;
 pub mod tun;
 pub mod udp;
 pub mod uring;
 pub mod wake;
+
+pub use portion::BUFFERS_PER_WORKER;

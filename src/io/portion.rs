@@ -7,6 +7,10 @@
 
 /// Buffers for packets shorter than [`LARGE_BYTES`] on average.
 pub const PORTION_MAX: u16 = 16;
+/// Buffers for trains that leave.
+pub(super) const SEND_BUFFERS: u16 = 16;
+/// All buffers of one worker: for TUN reads, for receives, for trains.
+pub const BUFFERS_PER_WORKER: u16 = 2 * PORTION_MAX + SEND_BUFFERS;
 /// Buffers for longer ones.
 const PORTION_LARGE: u16 = 2;
 /// A quarter of the longest superpacket.

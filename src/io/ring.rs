@@ -22,14 +22,30 @@ const SUBMISSIONS: u32 = 256;
 /// Four times as many completions: an overflow would end our multishot operations.
 const COMPLETIONS: u32 = 4 * SUBMISSIONS;
 
-/// Whether this process may have a ring as we need it.
+/// Features that a ring can do without: those wanted, or those it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// Completions come only when asked for (Linux 6.1); else COOP_TASKRUN.
+    pub defer_taskrun: bool,
+    /// One multishot read serves the TUN (Linux 6.7); else it takes single reads.
+    pub multishot_read: bool,
+}
+
+/// All of them.
+impl Default for Features {
+    fn default() -> Self {
+        Features { defer_taskrun: true, multishot_read: true }
+    }
+}
+
+/// Whether this process may have a ring as we need it; those of the `wanted` features that it would have.
 ///
 /// # Errors
 /// As [`io_uring_setup(2)`]: EPERM when a sysctl or seccomp forbids it, ENOSYS without it, EINVAL below Linux 6.0.
 ///
 /// [`io_uring_setup(2)`]: https://man7.org/linux/man-pages/man2/io_uring_setup.2.html
-pub fn available() -> io::Result<()> {
-    Ring::new().map(drop)
+pub fn available(wanted: Features) -> io::Result<Features> {
+    Ring::new(wanted).map(|ring| ring.features)
 }
 
 /// A ring whose submission and completion queues are always at hand.
@@ -39,6 +55,8 @@ pub(super) struct Ring {
     submissions: ManuallyDrop<SubmissionQueue<'static>>,
     completions: ManuallyDrop<CompletionQueue<'static>>,
     owner: NonNull<IoUring>,
+    /// What it has of what was wanted.
+    pub features: Features,
 }
 
 impl Ring {
@@ -46,29 +64,27 @@ impl Ring {
     ///
     /// # Errors
     /// EPERM when a sysctl or seccomp forbids io_uring, ENOSYS without it, EINVAL below Linux 6.0.
-    pub fn new() -> io::Result<Ring> {
-        let ring = set_up(&[
-            |b| b.setup_single_issuer().setup_defer_taskrun().setup_submit_all().setup_no_sqarray(),
-            |b| b.setup_single_issuer().setup_defer_taskrun().setup_submit_all(),
-            |b| b.setup_single_issuer().setup_coop_taskrun().setup_submit_all(),
-        ])?;
+    pub fn new(wanted: Features) -> io::Result<Ring> {
+        let ladder: [Step; 3] = [
+            (|b| b.setup_single_issuer().setup_defer_taskrun().setup_submit_all().setup_no_sqarray(), true),
+            (|b| b.setup_single_issuer().setup_defer_taskrun().setup_submit_all(), true),
+            (|b| b.setup_single_issuer().setup_coop_taskrun().setup_submit_all(), false),
+        ];
+        let steps = ladder.into_iter().filter(|(_, defers)| wanted.defer_taskrun || !defers);
+        let (ring, defer_taskrun) = set_up(steps)?;
         let owner = NonNull::from(Box::leak(Box::new(ring)));
         // SAFETY: the box lives until `drop`, which ends the three borrowers first; nothing else refers to it.
         let (mut submitter, submissions, completions) = unsafe { (*owner.as_ptr()).split() };
         // Saves a look-up per enter; a kernel without it (below 5.18) does without.
         let _ = submitter.register_ring_fd();
+        let multishot_read = wanted.multishot_read && has_multishot_read(&submitter);
         Ok(Ring {
+            features: Features { defer_taskrun, multishot_read },
             submitter: ManuallyDrop::new(submitter),
             submissions: ManuallyDrop::new(submissions),
             completions: ManuallyDrop::new(completions),
             owner,
         })
-    }
-
-    /// Whether one multishot read can serve the TUN (Linux 6.7); else it takes single reads.
-    pub fn has_multishot_read(&self) -> bool {
-        let mut probe = Probe::new();
-        self.submitter.register_probe(&mut probe).is_ok() && probe.is_supported(opcode::ReadMulti::CODE)
     }
 
     /// Registers the descriptors that submissions name by their index.
@@ -156,17 +172,25 @@ impl Drop for Ring {
 
 type Builder = io_uring::Builder<squeue::Entry, io_uring::cqueue::Entry>;
 
-fn set_up(ladder: &[fn(&mut Builder) -> &mut Builder]) -> io::Result<IoUring> {
+/// One way to set a ring up, and whether it has DEFER_TASKRUN.
+type Step = (fn(&mut Builder) -> &mut Builder, bool);
+
+fn set_up(ladder: impl Iterator<Item = Step>) -> io::Result<(IoUring, bool)> {
     let mut refusal = io::Error::from_raw_os_error(libc::EINVAL);
-    for step in ladder {
+    for (step, defers) in ladder {
         let mut builder: Builder = IoUring::builder();
         match step(builder.setup_cqsize(COMPLETIONS)).build(SUBMISSIONS) {
-            Ok(ring) => return Ok(ring),
+            Ok(ring) => return Ok((ring, defers)),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refusal = error,
             Err(error) => return Err(error),
         }
     }
     Err(refusal)
+}
+
+fn has_multishot_read(submitter: &Submitter<'_>) -> bool {
+    let mut probe = Probe::new();
+    submitter.register_probe(&mut probe).is_ok() && probe.is_supported(opcode::ReadMulti::CODE)
 }
 
 fn ends_the_wait(error: &io::Error) -> bool {
@@ -236,9 +260,14 @@ impl BufferRing {
         self.idle.push(lease);
     }
 
-    /// Gives the kernel as many buffers as it may have.
+    /// Gives the kernel as many buffers as suit packets of the length that arrives.
     pub fn top_up(&mut self) {
-        while self.available < self.portion.buffers()
+        self.top_up_to(self.portion.buffers());
+    }
+
+    /// Gives the kernel as many buffers as there are, but not more than `buffers` in all.
+    pub fn top_up_to(&mut self, buffers: u16) {
+        while self.available < buffers
             && let Some(lease) = self.idle.pop()
         {
             self.provide(lease);

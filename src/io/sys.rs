@@ -10,6 +10,19 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use nix::Result;
 use nix::errno::Errno;
 
+/// Makes a system call until it is not interrupted, and turns -1 into errno.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn uninterrupted(mut call: impl FnMut() -> isize) -> Result<usize> {
+    loop {
+        match Errno::result(call()) {
+            Err(Errno::EINTR) => {}
+            result => return result.map(|value| value as usize),
+        }
+    }
+}
+
 /// The argument of TUNSETIFF: `struct ifreq` with its union used as `ifr_flags`.
 #[repr(C)]
 #[derive(Clone, Copy)]

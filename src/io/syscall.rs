@@ -9,14 +9,15 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::clock;
-use super::cmsg::RECEIVE_CONTROL_BYTES;
 use super::driver::{Completion, Driver, Effort, Send, Wait};
 use super::lease::{self, Lease, Loans, Pools};
-use super::message::{Devices, NAME_BYTES, OperationMemory, PAYLOAD_START, received};
-use super::portion::{PORTION_MAX, Portion};
+use super::message::{Arrival, Devices, OperationMemory, PAYLOAD_START, receive, received};
+use super::portion::{PORTION_MAX, Portion, SEND_BUFFERS};
+use super::sys::uninterrupted;
 use super::udp::WorkerSockets;
 use super::uring::gone;
 use super::wake::Waker;
+use crate::offload::Part;
 use crate::offload::coalesce::Gather;
 use crate::offload::stride::Received;
 use crate::time::Time;
@@ -24,7 +25,6 @@ use crate::time::Time;
 /// Buffers for TUN reads, for receives, for trains: as many as may be read in one turn, so one device cannot starve another.
 const TUN_BUFFERS: u16 = PORTION_MAX;
 const RECEIVE_BUFFERS: u16 = PORTION_MAX;
-const SEND_BUFFERS: u16 = 16;
 
 /// Busy turns between two looks at which other devices have become ready.
 const TURNS_PER_POLL: u32 = 4;
@@ -118,7 +118,7 @@ impl Syscall {
             Some(sockets) => {
                 let fd = sockets.sender().as_raw_fd();
                 // SAFETY: (O) the header was just prepared and points into lent buffers (L).
-                check(|| unsafe { libc::sendmsg(fd, header, libc::MSG_DONTWAIT) })
+                uninterrupted(|| unsafe { libc::sendmsg(fd, header, libc::MSG_DONTWAIT) })
             }
             None => Err(Errno::EAFNOSUPPORT),
         };
@@ -130,7 +130,7 @@ impl Syscall {
         let (iovecs, count) = self.memory.prepare_write(&gather, &self.loans);
         let tun = self.devices.tun.as_raw_fd();
         // SAFETY: (O) the iovecs were just prepared and point into lent buffers (L).
-        let result = check(|| unsafe { libc::writev(tun, iovecs, count as i32) });
+        let result = uninterrupted(|| unsafe { libc::writev(tun, iovecs, count as i32) });
         self.loans.end_use(&gather.parts);
         Completion::Written { gather, result: result.map(|_| ()) }
     }
@@ -144,7 +144,7 @@ impl Syscall {
             let tun = self.devices.tun.as_raw_fd();
             self.effort.enters += 1;
             // SAFETY: (L) the lease is ours and BUFFER_BYTES long.
-            match check(|| unsafe { libc::read(tun, lease.as_ptr().cast(), lease::BUFFER_BYTES) }) {
+            match uninterrupted(|| unsafe { libc::read(tun, lease.as_ptr().cast(), lease::BUFFER_BYTES) }) {
                 Ok(bytes) => {
                     self.tun_portion.note(bytes as u32);
                     done.push(Completion::TunRead { lease, bytes: bytes as u32 });
@@ -244,6 +244,10 @@ impl Driver for Syscall {
         self.loans.lend(lease);
     }
 
+    fn lent(&self, part: Part) -> &[u8] {
+        self.loans.bytes(part)
+    }
+
     fn send(&mut self, send: Send) {
         self.loans.begin_use(&[send.part]);
         self.queued.push(Queued::Send(send));
@@ -294,37 +298,7 @@ fn receive_into(
     realtime_offset: i64,
     now: Time,
 ) -> Result<Option<Received>, Errno> {
-    let mut name = [0u8; NAME_BYTES];
-    let mut control = ControlBytes([0; RECEIVE_CONTROL_BYTES]);
-    let payload = &mut lease[PAYLOAD_START..];
-    let mut iovec = libc::iovec { iov_base: payload.as_mut_ptr().cast(), iov_len: payload.len() };
-    // SAFETY: (R) all zero is a valid msghdr.
-    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-    header.msg_name = name.as_mut_ptr().cast();
-    header.msg_namelen = NAME_BYTES as u32;
-    header.msg_iov = &raw mut iovec;
-    header.msg_iovlen = 1;
-    header.msg_control = control.0.as_mut_ptr().cast();
-    header.msg_controllen = RECEIVE_CONTROL_BYTES;
-    // SAFETY: everything the header points at outlives this call; (L) the lease is ours.
-    let bytes = check(|| unsafe { libc::recvmsg(fd, &raw mut header, libc::MSG_DONTWAIT) })?;
-    let name = &name[..(header.msg_namelen as usize).min(NAME_BYTES)];
-    let control = &control.0[..header.msg_controllen.min(RECEIVE_CONTROL_BYTES)];
-    let truncated = header.msg_flags & libc::MSG_TRUNC != 0;
-    Ok(received(name, control, bytes, truncated, realtime_offset, now))
-}
-
-/// Control bytes with the alignment of struct cmsghdr.
-#[repr(C, align(8))]
-struct ControlBytes([u8; RECEIVE_CONTROL_BYTES]);
-
-/// Runs a system call until it is not interrupted, and turns -1 into errno.
-fn check(mut call: impl FnMut() -> isize) -> Result<usize, Errno> {
-    loop {
-        match Errno::result(call()) {
-            Ok(value) => return Ok(value as usize),
-            Err(Errno::EINTR) => {}
-            Err(error) => return Err(error),
-        }
-    }
+    let arrival = receive(fd, &mut lease[PAYLOAD_START..])?;
+    let Arrival { bytes, truncated, .. } = arrival;
+    Ok(received(arrival.address(), arrival.control(), bytes, truncated, realtime_offset, now))
 }

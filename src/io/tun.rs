@@ -53,6 +53,9 @@ pub struct OffloadSwitches {
     pub uso: bool,
 }
 
+/// How a kernel refuses offloads that it does not know.
+pub const TUNSETOFFLOAD_REFUSED: &str = "TUNSETOFFLOAD: EINVAL";
+
 /// Offloads the kernel accepted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TunOffloads {

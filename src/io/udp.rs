@@ -25,6 +25,7 @@ use thiserror::Error;
 pub use super::mailer::Mailer;
 use super::{clock, steer, sys};
 use crate::offload::train::TRAIN_SEGMENTS_SAFE;
+use crate::stats::offloads::Offload;
 use crate::time::Span;
 
 /// Workers one group can have: as many as a TUN has queues, and as there are values of a port's low byte.
@@ -71,6 +72,8 @@ pub struct UdpRequest {
     pub buffer_bytes: usize,
     /// What decides which worker receives a datagram.
     pub steering: Steering,
+    /// Whether to have the kernel do so; else its hash chooses the worker, which costs speed and nothing else.
+    pub steer: bool,
     /// The mark of everything we send (SO_MARK), for policy routing; 0 is none.
     pub fwmark: u32,
     /// How long to wait for a port that is taken.
@@ -152,8 +155,17 @@ pub struct UdpGroup {
     pub gro: bool,
     /// Kernel memory granted to the worst-off receiving socket, in the unit of [`UdpRequest::buffer_bytes`].
     pub buffer_bytes: usize,
-    /// What we had to do without, one sentence each, for the operator.
+    /// Offloads that were asked for and that the kernel refused, and how.
+    pub refused: Vec<(Offload, String)>,
+    /// What else we had to do without, one sentence each, for the operator.
     pub notes: Vec<String>,
+}
+
+impl UdpGroup {
+    /// How the kernel refused `offload`, if it did.
+    pub fn refusal(&self, offload: Offload) -> Option<&str> {
+        self.refused.iter().find(|(refused, _)| *refused == offload).map(|(_, how)| how.as_str())
+    }
 }
 
 /// Why the sockets could not be opened.
@@ -263,10 +275,10 @@ pub fn open(request: &UdpRequest) -> Result<UdpGroup, UdpError> {
             other => break other?,
         }
     };
-    let Families { port, v4, v6, mut notes, gro, buffer_bytes } = families;
+    let Families { port, v4, v6, mut refused, mut notes, gro, buffer_bytes } = families;
     let train_segments_max = if request.gso { train_segments_max() } else { 1 };
     if request.gso && train_segments_max == 1 {
-        notes.push("udp: no UDP_SEGMENT (kernel 4.18 or newer has it); sending datagrams one by one".into());
+        refused.push((Offload::Gso, "UDP_SEGMENT is refused".into()));
     }
     if buffer_bytes < request.buffer_bytes {
         notes.push(format!(
@@ -279,7 +291,7 @@ pub fn open(request: &UdpRequest) -> Result<UdpGroup, UdpError> {
     let mut v4 = v4.into_iter();
     let mut v6 = v6.into_iter();
     let workers = (0..request.workers).map(|_| WorkerSockets { v4: v4.next(), v6: v6.next() }).collect();
-    Ok(UdpGroup { workers, port, train_segments_max, gro, buffer_bytes, notes })
+    Ok(UdpGroup { workers, port, train_segments_max, gro, buffer_bytes, refused, notes })
 }
 
 struct Families {
@@ -288,7 +300,16 @@ struct Families {
     v6: Vec<Sockets>,
     gro: bool,
     buffer_bytes: usize,
+    refused: Vec<(Offload, String)>,
     notes: Vec<String>,
+}
+
+impl Families {
+    fn refuse(&mut self, offload: Offload, how: String) {
+        if self.refused.iter().all(|(refused, _)| *refused != offload) {
+            self.refused.push((offload, how));
+        }
+    }
 }
 
 fn open_families(request: &UdpRequest) -> Result<Families, UdpError> {
@@ -298,6 +319,7 @@ fn open_families(request: &UdpRequest) -> Result<Families, UdpError> {
         v6: Vec::new(),
         gro: request.gro,
         buffer_bytes: usize::MAX,
+        refused: Vec::new(),
         notes: Vec::new(),
     };
     match request.address {
@@ -358,15 +380,10 @@ fn open_family(
         receivers.push(socket);
     }
     if let [first, _, ..] = &receivers[..]
+        && request.steer
         && let Err(errno) = steer_group(first, request)
     {
-        note(
-            &mut families.notes,
-            format!(
-                "udp: no steering program (SO_ATTACH_REUSEPORT_CBPF: {errno}); a single peer may load some workers \
-                 more than others"
-            ),
-        );
+        families.refuse(Offload::Steering, format!("SO_ATTACH_REUSEPORT_CBPF: {errno}"));
     }
     let mut sockets = Vec::with_capacity(request.workers);
     for (worker, receive) in receivers.into_iter().enumerate() {
@@ -500,9 +517,7 @@ fn configure_receiver(
         && let Err(errno) = sys::set_option(socket, libc::SOL_UDP, libc::UDP_GRO, 1)
     {
         families.gro = false;
-        families.notes.push(format!(
-            "udp: no UDP_GRO ({errno}; kernel 5.0 or newer has it); receiving datagrams one by one"
-        ));
+        families.refuse(Offload::Gro, format!("UDP_GRO: {errno}"));
     }
     grant(socket, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, request.buffer_bytes);
     let granted = grant(socket, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, request.buffer_bytes);
@@ -512,7 +527,7 @@ fn configure_receiver(
 
 /// Asks for `bytes` of socket buffer and returns what was granted. Both in the kernel's count, which doubles what it
 /// is told.
-fn grant(socket: &OwnedFd, force: libc::c_int, plain: libc::c_int, bytes: usize) -> usize {
+pub(super) fn grant(socket: &OwnedFd, force: libc::c_int, plain: libc::c_int, bytes: usize) -> usize {
     let told = libc::c_int::try_from(bytes.div_ceil(2)).unwrap_or(libc::c_int::MAX / 2);
     if sys::set_option(socket, libc::SOL_SOCKET, force, told).is_err() {
         // Never fails: the kernel cuts it to net.core.rmem_max or wmem_max.

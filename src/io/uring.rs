@@ -16,10 +16,11 @@ use super::cmsg::RECEIVE_CONTROL_BYTES;
 use super::driver::{Completion, Driver, Effort, Send, Wait};
 use super::lease::{self, Lease, Loans};
 use super::message::{Devices, NAME_BYTES, OperationMemory, received};
-use super::portion::PORTION_MAX;
-use super::ring::{BufferRing, Ring};
+use super::portion::{PORTION_MAX, SEND_BUFFERS};
+use super::ring::{BufferRing, Features, Ring};
 use super::udp::{Sockets, WorkerSockets};
 use super::wake::Waker;
+use crate::offload::Part;
 use crate::offload::coalesce::Gather;
 use crate::offload::stride::Received;
 use crate::time::Time;
@@ -28,7 +29,6 @@ use crate::time::Time;
 /// are better than many; powers of two.
 const TUN_BUFFERS: u16 = PORTION_MAX;
 const RECEIVE_BUFFERS: u16 = PORTION_MAX;
-const SEND_BUFFERS: u16 = 16;
 /// Single TUN reads under way at most: more on one TUN end in kernel threads.
 const SINGLE_READS: u16 = 2;
 /// Operations under way at most.
@@ -129,8 +129,8 @@ struct Resources {
 }
 
 impl Resources {
-    fn acquire(devices: &Devices, waker: &Waker) -> io::Result<Resources> {
-        let ring = Ring::new()?;
+    fn acquire(devices: &Devices, waker: &Waker, wanted: Features) -> io::Result<Resources> {
+        let ring = Ring::new(wanted)?;
         register_files(&ring, devices, waker)?;
         let mut tun_buffers = BufferRing::register(&ring, 0, 0, TUN_BUFFERS)?;
         let mut receive_buffers = BufferRing::register(&ring, 1, TUN_BUFFERS, RECEIVE_BUFFERS)?;
@@ -143,12 +143,13 @@ impl Resources {
 }
 
 impl Uring {
-    /// Sets up a ring for the calling thread, which must be the one that uses it: (S).
+    /// Sets up a ring for the calling thread, which must be the one that uses it: (S). It has those of the `wanted` features
+    /// that the kernel has.
     ///
     /// # Errors
     /// What [`super::ring::available`] refuses; EMFILE when RLIMIT_NOFILE is below six; ENOMEM.
-    pub fn new(devices: Devices, waker: Waker) -> Result<Uring, Refused> {
-        match Resources::acquire(&devices, &waker) {
+    pub fn new(devices: Devices, waker: Waker, wanted: Features) -> Result<Uring, Refused> {
+        match Resources::acquire(&devices, &waker, wanted) {
             Ok(resources) => Ok(Uring::with(resources, devices, waker)),
             Err(error) => Err(Refused { error, devices, waker }),
         }
@@ -157,7 +158,7 @@ impl Uring {
     fn with(resources: Resources, devices: Devices, waker: Waker) -> Uring {
         let Resources { ring, tun_buffers, receive_buffers, free } = resources;
         Uring {
-            read_multishot: ring.has_multishot_read(),
+            read_multishot: ring.features.multishot_read,
             ring,
             tun_buffers,
             receive_buffers,
@@ -419,6 +420,10 @@ impl Driver for Uring {
 
     fn lend(&mut self, lease: Lease) {
         self.loans.lend(lease);
+    }
+
+    fn lent(&self, part: Part) -> &[u8] {
+        self.loans.bytes(part)
     }
 
     fn send(&mut self, send: Send) {

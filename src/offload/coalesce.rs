@@ -75,6 +75,11 @@ impl Gather {
         self.bytes() - VNET_HDR_BYTES
     }
 
+    /// Whether the packets joined in it are TCP.
+    pub fn is_tcp(&self) -> bool {
+        matches!(self.head[1], GSO_TCPV4 | GSO_TCPV6)
+    }
+
     /// Bytes of the whole write.
     pub fn bytes(&self) -> usize {
         self.head_bytes as usize + self.parts.iter().map(|part| part.len as usize).sum::<usize>()
@@ -162,6 +167,19 @@ impl Coalescer {
         let mut parts = gather.parts;
         parts.clear();
         self.spare_parts.push(parts);
+    }
+
+    /// A write for each of the packets joined in `refused`. Their own headers still stand in front of their payloads.
+    pub fn apart<'a>(&'a mut self, refused: &'a Gather) -> impl Iterator<Item = Gather> + 'a {
+        let header_bytes = (refused.head().len() - VNET_HDR_BYTES) as u32;
+        let Gather { received, reaped, joined, .. } = *refused;
+        refused.parts.iter().map(move |payload| {
+            let mut parts = self.spare_parts.pop().unwrap_or_else(|| Vec::with_capacity(SEGMENTS_MAX + 1));
+            let (start, len) = (payload.start - header_bytes, payload.len + header_bytes);
+            parts.push(Part { start, len, ..*payload });
+            let (head, head_bytes) = ([0; HEAD_BYTES_MAX], VNET_HDR_BYTES as u8);
+            Gather { head, head_bytes, parts, packets: 1, received, reaped, joined }
+        })
     }
 
     /// The packet as a segment of a flow; none if it is not TCP or UDP right behind a plain IP header.

@@ -4,12 +4,17 @@
 //! the peer's timers is due, and decides (see [`super::timers`]). A worker rings for it only when there is something that
 //! cannot wait for a timer, or when no timer is running that would make it look.
 //!
+//! Beside them stands what was counted of the peer: bytes, datagrams, drops by reason. Several workers may send to one peer, so
+//! these are added to, once per train, on a cache line that the facts have brought to the worker anyway.
+//!
 //! Facts are relaxed: one that is seen late is seen at the next look. News are not: what a worker did before it left some must
 //! be seen by whoever takes them, also if the message that says "look at this peer" came from another worker.
 
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64};
 
+use crate::stats::drop::{DROP_REASONS, DropReason};
 use crate::time::{Span, Time};
 
 /// A worker asks again so long after it asked for a new session: while a handshake is under way every train would ask.
@@ -50,7 +55,9 @@ impl NewsSet {
 #[derive(Debug, Default)]
 pub struct Activity {
     rx_bytes: AtomicU64,
+    rx_packets: AtomicU64,
     tx_bytes: AtomicU64,
+    tx_packets: AtomicU64,
     /// The first data message sent that nothing has answered.
     unanswered_since: AtomicU64,
     /// The first data message received after which we sent nothing.
@@ -64,13 +71,17 @@ pub struct Activity {
     news: AtomicU8,
     /// Whether the protocol thread has a timer running that makes it look here.
     watched: AtomicBool,
+    /// By reason; made with the first, since most peers never have any.
+    drops: OnceLock<Box<[AtomicU64; DROP_REASONS]>>,
 }
 
 impl Activity {
-    /// Data messages of `bytes` in all are on their way to the peer. True if the protocol thread must be told to look.
+    /// So many data messages, of `bytes` in all, are on their way to the peer. True if the protocol thread must be told to
+    /// look.
     #[must_use]
-    pub fn data_sent(&self, bytes: u64, now: Time) -> bool {
+    pub fn data_sent(&self, messages: u64, bytes: u64, now: Time) -> bool {
         self.tx_bytes.fetch_add(bytes, Relaxed);
+        self.tx_packets.fetch_add(messages, Relaxed);
         if self.unanswered_since.load(Relaxed) == 0 {
             self.unanswered_since.store(stamp(now), Relaxed);
         }
@@ -79,11 +90,12 @@ impl Activity {
         self.watch()
     }
 
-    /// Authenticated data messages of `bytes` in all came from the peer; `data` if any was more than a keepalive. True if the
-    /// protocol thread must be told to look.
+    /// So many authenticated data messages, of `bytes` in all, came from the peer; `data` if any was more than a keepalive.
+    /// True if the protocol thread must be told to look.
     #[must_use]
-    pub fn received(&self, bytes: u64, data: bool, now: Time) -> bool {
+    pub fn received(&self, messages: u64, bytes: u64, data: bool, now: Time) -> bool {
         self.rx_bytes.fetch_add(bytes, Relaxed);
+        self.rx_packets.fetch_add(messages, Relaxed);
         self.unanswered_since.store(0, Relaxed);
         self.traversed_at.store(stamp(now), Relaxed);
         if data {
@@ -98,6 +110,7 @@ impl Activity {
     /// A handshake message or keepalive of `bytes` is on its way to the peer.
     pub fn control_sent(&self, bytes: u64, now: Time) {
         self.tx_bytes.fetch_add(bytes, Relaxed);
+        self.tx_packets.fetch_add(1, Relaxed);
         self.owed_since.store(0, Relaxed);
         self.traversed_at.store(stamp(now), Relaxed);
     }
@@ -105,6 +118,7 @@ impl Activity {
     /// An authenticated handshake message of `bytes` came from the peer.
     pub fn control_received(&self, bytes: u64, now: Time) {
         self.rx_bytes.fetch_add(bytes, Relaxed);
+        self.rx_packets.fetch_add(1, Relaxed);
         self.unanswered_since.store(0, Relaxed);
         self.traversed_at.store(stamp(now), Relaxed);
     }
@@ -143,7 +157,20 @@ impl Activity {
         self.watched.store(watched, Relaxed);
     }
 
-    /// Forgets the facts that timers wait for, not the byte counts: the peer's sessions are gone.
+    /// Counts packets to or from the peer that went no further. Only the first of a peer allocates.
+    pub fn count_drop(&self, reason: DropReason, packets: u64) {
+        let drops = self.drops.get_or_init(|| Box::new([const { AtomicU64::new(0) }; DROP_REASONS]));
+        drops[reason as usize].fetch_add(packets, Relaxed);
+    }
+
+    /// The reasons for which anything of the peer was dropped, with how many packets.
+    pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> {
+        let counts = self.drops.get().into_iter().flat_map(|drops| drops.iter());
+        let counts = DropReason::ALL.iter().zip(counts);
+        counts.map(|(reason, count)| (*reason, count.load(Relaxed))).filter(|(_, packets)| *packets > 0)
+    }
+
+    /// Forgets the facts that timers wait for, not what was counted: the peer's sessions are gone.
     pub fn forget(&self) {
         let facts = [&self.unanswered_since, &self.owed_since, &self.data_received_at, &self.rekey_asked_at];
         for fact in facts {
@@ -166,9 +193,19 @@ impl Activity {
         self.rx_bytes.load(Relaxed)
     }
 
+    /// The datagrams they came in.
+    pub fn rx_packets(&self) -> u64 {
+        self.rx_packets.load(Relaxed)
+    }
+
     /// UDP payload bytes sent to the peer.
     pub fn tx_bytes(&self) -> u64 {
         self.tx_bytes.load(Relaxed)
+    }
+
+    /// The datagrams they went in.
+    pub fn tx_packets(&self) -> u64 {
+        self.tx_packets.load(Relaxed)
     }
 
     /// When the first data message was sent that nothing has answered.
@@ -238,21 +275,43 @@ mod tests {
     #[test]
     fn traffic_is_reported_once_until_nobody_watches_any_more() {
         let activity = Activity::default();
-        assert!(activity.data_sent(100, NOW));
-        assert!(!activity.data_sent(100, NOW));
+        assert!(activity.data_sent(1, 100, NOW));
+        assert!(!activity.data_sent(1, 100, NOW));
         activity.take_news();
-        assert!(!activity.received(100, true, NOW));
+        assert!(!activity.received(1, 100, true, NOW));
         activity.set_watched(false);
-        assert!(activity.received(100, true, NOW));
-        assert_eq!((activity.tx_bytes(), activity.rx_bytes()), (200, 200));
+        assert!(activity.received(1, 100, true, NOW));
+    }
+
+    #[test]
+    fn datagrams_are_counted_with_their_bytes_whatever_they_hold() {
+        let activity = Activity::default();
+        let _ = activity.data_sent(45, 65_340, NOW);
+        activity.control_sent(148, NOW);
+        let _ = activity.received(7, 700, true, NOW);
+        activity.control_received(92, NOW);
+        assert_eq!((activity.tx_packets(), activity.tx_bytes()), (46, 65_488));
+        assert_eq!((activity.rx_packets(), activity.rx_bytes()), (8, 792));
+    }
+
+    #[test]
+    fn drops_are_told_by_reason_and_take_no_room_before_the_first() {
+        let activity = Activity::default();
+        assert!(activity.drops.get().is_none() && activity.drops().next().is_none());
+        activity.count_drop(DropReason::Replayed, 2);
+        activity.count_drop(DropReason::StageFull, 1);
+        activity.count_drop(DropReason::Replayed, 3);
+        activity.forget();
+        let drops: Vec<_> = activity.drops().collect();
+        assert_eq!(drops, [(DropReason::StageFull, 1), (DropReason::Replayed, 5)]);
     }
 
     #[test]
     fn a_keepalive_answers_but_is_owed_nothing() {
         let activity = Activity::default();
-        let _ = activity.data_sent(100, NOW);
+        let _ = activity.data_sent(1, 100, NOW);
         assert_eq!(activity.unanswered_since(), Some(NOW));
-        assert!(!activity.received(32, false, NOW));
+        assert!(!activity.received(1, 32, false, NOW));
         assert_eq!((activity.unanswered_since(), activity.owed_since()), (None, None));
     }
 }

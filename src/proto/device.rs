@@ -10,6 +10,7 @@ use std::sync::Arc;
 use slab::Slab;
 use zeroize::Zeroize;
 
+use super::activity::News;
 use super::cookie::MacChecker;
 use super::index::Indices;
 use super::keys::{PresharedKey, PrivateKey, PublicKey};
@@ -57,6 +58,7 @@ impl Device {
                 newest_stamp: None,
                 transmits: VecDeque::new(),
                 updates: VecDeque::new(),
+                round_trips: VecDeque::new(),
             },
             peers: Slab::new(),
             by_key: BTreeMap::new(),
@@ -115,7 +117,7 @@ impl Device {
         let index = PeerIndex::try_from(entry.key()).expect("memory holds fewer than 2^32 peers");
         let peer = entry.insert(Box::new(Peer::new(index, key)));
         let activity = Arc::clone(&peer.activity);
-        self.shared.updates.push_back(Update::PeerAdded { peer: index, activity });
+        self.shared.updates.push_back(Update::PeerAdded { peer: index, public_key: key, activity });
         self.by_key.insert(key, index);
         Some(index)
     }
@@ -168,16 +170,19 @@ impl Device {
     }
 
     /// The interface goes up or down. Down: sessions, handshakes, staged packets and timers are gone, and nothing is sent.
-    /// Up: persistent keepalives begin.
+    /// Up: persistent keepalives begin, and handshakes for packets that workers took in before we heard of it.
     pub fn set_up(&mut self, up: bool, now: Time, wall: WallTime) {
         if std::mem::replace(&mut self.shared.up, up) == up {
             return;
         }
         if up {
             let mut starts = Starts::from(now);
-            self.for_each_peer(|peer, _| {
+            self.for_each_peer(|peer, shared| {
                 if peer.keepalive > 0 {
                     peer.begin_persistent_at(starts.next());
+                }
+                if peer.staged {
+                    peer.want_handshake(shared, Moment { now, wall });
                 }
             });
             return self.handle_timeout(now, wall);
@@ -211,6 +216,8 @@ impl Device {
             if shared.up {
                 peer.news(shared, news, Moment { now, wall });
             } else {
+                // Perhaps the interface is up already, and no other packet will come.
+                peer.staged |= news.has(News::SessionWanted);
                 peer.forget_traffic();
             }
         });
@@ -245,6 +252,11 @@ impl Device {
     /// The next update for all workers.
     pub fn poll_update(&mut self) -> Option<Update> {
         self.shared.updates.pop_front()
+    }
+
+    /// How long the next of the handshakes took that made sessions, see [`RoundTrips`](super::output::RoundTrips).
+    pub fn poll_round_trip(&mut self) -> Option<Span> {
+        self.shared.round_trips.pop_front()
     }
 
     /// When [`Device::handle_timeout`] is to be called, and for what. May lie in the past after a change of configuration.
@@ -313,7 +325,6 @@ impl std::fmt::Debug for Device {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::activity::News;
 
     #[test]
     fn a_handshake_that_cannot_begin_keeps_no_index() {

@@ -12,6 +12,8 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// Bytes of every key.
 pub const KEY_BYTES: usize = 32;
+/// Characters of every key in base64.
+const KEY_TEXT_BYTES: usize = 44;
 
 /// Text that is no key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -187,7 +189,8 @@ impl fmt::Debug for PublicKey {
 /// Base64, as `wg` shows peers.
 impl fmt::Display for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.to_base64())
+        let mut text = [0; KEY_TEXT_BYTES];
+        f.write_str(Base64::encode(&self.0, &mut text).map_err(|_| fmt::Error)?)
     }
 }
 

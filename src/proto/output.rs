@@ -1,6 +1,7 @@
 //! What a [`Device`](super::device::Device) has to say: datagrams to send, updates for the workers, what became of a
 //! datagram, and which timer comes next.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use super::activity::Activity;
 use super::keys::{PresharedKey, PublicKey};
 use super::session::Session;
 use super::{Endpoint, PeerIndex};
-use crate::time::WallTime;
+use crate::time::{Span, Time, WallTime};
 use crate::wire::message::HANDSHAKE_BYTES_MAX;
 
 /// Type of service of initiations and responses: DSCP AF41, no ECN. drivers/net/wireguard/messages.h `HANDSHAKE_DSCP`.
@@ -44,8 +45,8 @@ impl Deref for Message {
     }
 }
 
-impl std::fmt::Debug for Message {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Message(type {}, {} bytes)", self.bytes[0], self.used)
     }
 }
@@ -70,6 +71,8 @@ pub enum Update {
     PeerAdded {
         /// Its index.
         peer: PeerIndex,
+        /// Its name.
+        public_key: PublicKey,
         /// Where workers note its traffic.
         activity: Arc<Activity>,
     },
@@ -132,19 +135,66 @@ pub enum Handled {
     /// An initiation from a key that is no peer's.
     UnknownPeer,
     /// An initiation that the peer it names did not make.
-    InitiationForged,
+    InitiationForged(PeerIndex),
     /// An initiation not newer than the newest accepted.
-    InitiationReplayed,
+    InitiationReplayed(PeerIndex),
     /// An initiation too soon after the one before.
-    InitiationTooSoon,
+    InitiationTooSoon(PeerIndex),
     /// An initiation that cannot be answered: a key of low order.
-    InitiationUnanswerable,
+    InitiationUnanswerable(PeerIndex),
     /// A response to no initiation of ours, or to one that was followed by another.
     ResponseUnexpected,
     /// A response that the peer did not make, or made with another preshared key.
-    ResponseForged,
+    ResponseForged(PeerIndex),
     /// A cookie reply to no message of ours, or one that does not open.
     CookieRefused,
+}
+
+impl Handled {
+    /// The peer that it is from, or says that it is from.
+    pub fn peer(self) -> Option<PeerIndex> {
+        match self {
+            Handled::InitiationAccepted(peer)
+            | Handled::ResponseAccepted(peer)
+            | Handled::CookieAccepted(peer)
+            | Handled::InitiationForged(peer)
+            | Handled::InitiationReplayed(peer)
+            | Handled::InitiationTooSoon(peer)
+            | Handled::InitiationUnanswerable(peer)
+            | Handled::ResponseForged(peer) => Some(peer),
+            _ => None,
+        }
+    }
+}
+
+/// What to say of the message.
+impl fmt::Display for Handled {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Handled::InitiationAccepted(_) => "initiation answered",
+            Handled::ResponseAccepted(_) => "response accepted, there is a session",
+            Handled::CookieAccepted(_) => "cookie kept for the next handshake message",
+            Handled::CookieSent => "under load, a cookie was sent",
+            Handled::NotHandshake => "dropped, it is no handshake message",
+            Handled::Down => "dropped, the interface is down",
+            Handled::NoPrivateKey => "dropped, there is no private key",
+            Handled::BadMac1 => "refused, mac1 is wrong: the sender does not know our public key",
+            Handled::RateLimited => "refused under load, this address has sent too many",
+            Handled::InitiationUnreadable => "initiation refused, it does not open",
+            Handled::UnknownPeer => "initiation refused, its key is no peer's",
+            Handled::InitiationForged(_) => "initiation refused, the peer it names did not make it",
+            Handled::InitiationReplayed(_) => {
+                "initiation refused, it is not newer than the last: a replay, or the peer's clock was set back"
+            }
+            Handled::InitiationTooSoon(_) => "initiation refused, it came too soon after the one before",
+            Handled::InitiationUnanswerable(_) => "initiation refused, its key is of low order",
+            Handled::ResponseUnexpected => "response refused, it answers nothing that waits for an answer",
+            Handled::ResponseForged(_) => {
+                "response refused, the peer did not make it, or has another preshared key"
+            }
+            Handled::CookieRefused => "cookie refused, it answers nothing or does not open",
+        })
+    }
 }
 
 /// The timer that is next.
@@ -171,14 +221,38 @@ pub struct PeerStatus<'a> {
     pub endpoint: Option<Endpoint>,
     /// When the newest session was proven to both sides.
     pub last_handshake: Option<WallTime>,
-    /// UDP payload bytes received, authenticated.
-    pub rx_bytes: u64,
-    /// UDP payload bytes sent.
-    pub tx_bytes: u64,
+    /// When the handshake was done that made the keys which seal what is sent.
+    pub keyed_at: Option<Time>,
+    /// The handshakes that made sessions with it.
+    pub round_trips: RoundTrips,
     /// Seconds between persistent keepalives; 0 for none.
     pub keepalive: u16,
-    /// Where workers note its traffic.
+    /// What was counted of its traffic.
     pub activity: &'a Arc<Activity>,
+}
+
+/// How long the handshakes with a peer took that made sessions: as initiator from beginning the initiation that was answered to
+/// taking up the response, as responder from taking up the initiation to hearing of the first message under the new keys.
+///
+/// What is computed in between is in, what is computed for the last message is not. Of what was lost nothing is known: each
+/// initiation counts from itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RoundTrips {
+    /// How many there were.
+    pub count: u64,
+    /// The newest.
+    pub last: Span,
+    /// The shortest.
+    pub least: Span,
+}
+
+impl RoundTrips {
+    /// Takes in another.
+    pub fn add(&mut self, took: Span) {
+        self.least = if self.count == 0 { took } else { self.least.min(took) };
+        self.last = took;
+        self.count += 1;
+    }
 }
 
 impl Endpoint {

@@ -12,7 +12,7 @@ use super::activity::{Activity, NewsSet};
 use super::cookie::MacWriter;
 use super::keys::{PresharedKey, PublicKey};
 use super::noise::RemoteKeys;
-use super::output::{HANDSHAKE_TOS, Message, PeerStatus, Transmit, Update};
+use super::output::{HANDSHAKE_TOS, Message, PeerStatus, RoundTrips, Transmit, Update};
 use super::peer_handshake::Outstanding;
 use super::peer_timers::Timers;
 use super::shared::{Moment, Shared};
@@ -43,6 +43,7 @@ pub(super) struct Peer {
     /// The newest initiation or response sent.
     pub(super) handshake_sent_at: Option<Time>,
     pub(super) last_handshake: Option<WallTime>,
+    pub(super) round_trips: RoundTrips,
     /// Seconds between persistent keepalives, or 0.
     pub(super) keepalive: u16,
     /// Whether a worker holds packets for the peer.
@@ -70,6 +71,7 @@ impl Peer {
             accepted_at: None,
             handshake_sent_at: None,
             last_handshake: None,
+            round_trips: RoundTrips::default(),
             keepalive: 0,
             staged: false,
             wanted: false,
@@ -92,8 +94,8 @@ impl Peer {
             preshared_key: self.keys.psk(),
             endpoint: self.endpoint,
             last_handshake: self.last_handshake,
-            rx_bytes: self.activity.rx_bytes(),
-            tx_bytes: self.activity.tx_bytes(),
+            keyed_at: self.slots.current().map(|session| session.created()),
+            round_trips: self.round_trips,
             keepalive: self.keepalive,
             activity: &self.activity,
         }
@@ -145,14 +147,14 @@ impl Peer {
     /// Goes over to the next session if the peer has used it.
     pub(super) fn promote(&mut self, shared: &mut Shared, at: Moment) -> bool {
         let (promoted, dropped) = self.slots.promote();
-        if promoted {
+        if let Some(created) = promoted {
             // Whoever still answers our own initiation is late: its half of that session may be old.
             self.drop_outstanding(shared);
-            self.handshake_completed(at);
+            self.handshake_completed(shared, created, at);
             self.publish_current(shared);
             shared.release(dropped);
         }
-        promoted
+        promoted.is_some()
     }
 
     fn session_wanted(&mut self, shared: &mut Shared, at: Moment) {
@@ -202,8 +204,11 @@ impl Peer {
         self.handshake_sent_at.map_or(now, |sent_at| sent_at + REKEY_TIMEOUT)
     }
 
-    /// Both sides have the keys.
-    pub(super) fn handshake_completed(&mut self, at: Moment) {
+    /// Both sides have the keys; our message that the peer answered was sent at `sent_at`.
+    pub(super) fn handshake_completed(&mut self, shared: &mut Shared, sent_at: Time, at: Moment) {
+        let took = at.now.since(sent_at);
+        self.round_trips.add(took);
+        shared.round_trips.push_back(took);
         self.last_handshake = Some(at.wall);
         self.timers.handshake_completed();
     }

@@ -19,6 +19,7 @@ use crate::wire::message::{INITIATION_BYTES, RESPONSE_BYTES};
 pub(super) struct Outstanding {
     pub(super) local_index: u32,
     initiated: Initiated,
+    sent_at: Time,
 }
 
 impl Peer {
@@ -37,7 +38,7 @@ impl Peer {
         };
         self.macs.write_macs(&mut message, at.now);
         self.drop_outstanding(shared);
-        self.outstanding = Some(Box::new(Outstanding { local_index, initiated }));
+        self.outstanding = Some(Box::new(Outstanding { local_index, initiated, sent_at: at.now }));
         Some(Message::new(&message))
     }
 
@@ -76,17 +77,17 @@ impl Peer {
         at: Moment,
     ) -> Handled {
         if self.stamp_accepted >= Some(consumed.timestamp) {
-            return Handled::InitiationReplayed;
+            return Handled::InitiationReplayed(self.index);
         }
         if self.accepted_at.is_some_and(|accepted| at.now.since(accepted) < INITIATION_INTERVAL_MIN) {
-            return Handled::InitiationTooSoon;
+            return Handled::InitiationTooSoon(self.index);
         }
         let local_index = shared.allocate(self.index);
         let ephemeral = shared.rng.private_key();
         let Some((mut message, keys)) = noise::create_response(consumed, &self.keys, ephemeral, local_index)
         else {
             shared.indices.release(local_index);
-            return Handled::InitiationUnanswerable;
+            return Handled::InitiationUnanswerable(self.index);
         };
         self.stamp_accepted = Some(consumed.timestamp);
         self.accepted_at = Some(at.now);
@@ -116,14 +117,15 @@ impl Peer {
         };
         let keys = noise::consume_response(&local.keys, &self.keys, &outstanding.initiated, message);
         let Some(keys) = keys else {
-            return Handled::ResponseForged;
+            return Handled::ResponseForged(self.index);
         };
+        let sent_at = outstanding.sent_at;
         // Its index now is the session's.
         self.outstanding = None;
         self.promote(shared, at);
         self.activity.control_received(RESPONSE_BYTES as u64, at.now);
         self.move_to(shared, from);
-        self.handshake_completed(at);
+        self.handshake_completed(shared, sent_at, at);
         let staged = std::mem::take(&mut self.staged);
         self.add_session(shared, Role::Initiator, receiver, keys, at.now);
         if !staged {

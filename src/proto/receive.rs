@@ -89,7 +89,7 @@ impl Device {
             let consumed = noise::consume_initiation(arrived, peer.remote_keys(local))?;
             Some(peer.respond(shared, &consumed, from, at))
         });
-        handled.flatten().unwrap_or(Handled::InitiationForged)
+        handled.flatten().unwrap_or(Handled::InitiationForged(peer))
     }
 
     fn response(

@@ -12,7 +12,7 @@ use super::output::{Transmit, Update};
 use super::rng::Rng;
 use super::session::Session;
 use super::tai64n::Tai64n;
-use crate::time::{Time, WallTime};
+use crate::time::{Span, Time, WallTime};
 
 /// Now, on both clocks.
 #[derive(Clone, Copy)]
@@ -39,6 +39,8 @@ pub(super) struct Shared {
     pub(super) newest_stamp: Option<Tai64n>,
     pub(super) transmits: VecDeque<Transmit>,
     pub(super) updates: VecDeque<Update>,
+    /// Of handshakes that nobody was told of yet.
+    pub(super) round_trips: VecDeque<Span>,
 }
 
 impl Shared {

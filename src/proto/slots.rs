@@ -54,17 +54,18 @@ impl Slots {
         }
     }
 
-    /// Makes `next` the session that seals, if the peer has shown that it has the keys. Returns whether it did, and who
-    /// loses its slot.
-    pub(super) fn promote(&mut self) -> (bool, Option<Arc<Session>>) {
+    /// Makes `next` the session that seals, if the peer has shown that it has the keys. Returns when it was made if it did, and
+    /// who loses its slot.
+    pub(super) fn promote(&mut self) -> (Option<Time>, Option<Arc<Session>>) {
         let Some(next) = self.next.take_if(|next| next.confirmed()) else {
-            return (false, None);
+            return (None, None);
         };
+        let created = next.created();
         if self.current.as_ref().is_some_and(|current| crossed(current, &next)) {
             next.note_crossed();
         }
         let replaced = self.current.replace(next);
-        (true, std::mem::replace(&mut self.previous, replaced))
+        (Some(created), std::mem::replace(&mut self.previous, replaced))
     }
 
     /// After both sides began a handshake at once there are two sessions, and each side seals with the one it began. If the

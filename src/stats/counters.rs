@@ -129,11 +129,13 @@ counters! {
     receives "calls" "Receives, each a datagram or several joined by the kernel.";
     in_datagrams "packets" "Datagrams received, each one of a joined receive counted.";
     in_bytes "bytes" "UDP payload bytes of those datagrams.";
+    congestion_marks "packets" "Packets that tell their receiver of congestion (ECN) because they waited too long for a worker.";
     keepalives "packets" "Data messages that held no packet.";
     handshakes "packets" "Handshake messages and cookie replies handed to the protocol thread.";
     tun_writes "calls" "Writes to the TUN, each a packet or a superpacket.";
     written_packets "packets" "Packets the TUN took, each segment of a superpacket counted.";
     written_bytes "bytes" "Inner bytes of those packets.";
+    write_retries "calls" "Superpackets the TUN refused whose packets were written again one by one.";
     receive_errors "calls" "Receives and TUN reads that failed and brought nothing.";
 }
 

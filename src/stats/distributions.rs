@@ -7,6 +7,9 @@
 //! `inbound_queue`, `inbound_open` and `inbound_write`. They are recorded together, once, when the packet has left, and so
 //! each holds exactly as many packets as the counters say have left (`sent_datagrams`, `written_packets`).
 //!
+//! `handshake` is recorded by the protocol thread instead, once for each that made a session, on the same clock, read whenever it
+//! takes something up. Waiting for that thread is in, and all that it computes except for the last message.
+//!
 //! The clock is the worker's ([`crate::io::clock`]): read when a turn has reaped, after each train is sealed, after all receives
 //! are joined, and at the end of a turn that moved packets. All packets that a turn reaped count from the same moment.
 
@@ -98,10 +101,14 @@ distributions! {
         "From packets being joined to the TUN having taken them: the rest of the turn, and the kernel's receive path.";
     staged Nanoseconds "reads"
         "How long a TUN read waited for a session before it went on, or was dropped for want of a route.";
+    handshake Nanoseconds "handshakes"
+        "From beginning an initiation to taking up its response, or from taking up an initiation to hearing of the first message under its keys.";
     turn Nanoseconds "turns"
         "From a worker's waking to its next system call, for turns that moved packets.";
     turn_completions Count "turns"
         "Operations that one turn reaped, for turns that moved packets.";
+    turn_bytes Bytes "turns"
+        "Bytes of those operations, what one system call moves: inner bytes of TUN reads and writes, UDP payload of receives and sends.";
     read_segments Count "reads"
         "Packets that the kernel handed over in one TUN read.";
     train_datagrams Count "trains"

@@ -68,7 +68,8 @@ impl Histograms {
     }
 }
 
-fn buckets<C: Counter>(histogram: &Histogram<C>) -> Vec<(u64, u64)> {
+/// Values that occurred, rising, each with how often.
+pub fn buckets<C: Counter>(histogram: &Histogram<C>) -> Vec<(u64, u64)> {
     histogram.iter_recorded().map(|step| (step.value_iterated_to(), step.count_at_value().as_u64())).collect()
 }
 
@@ -126,9 +127,20 @@ impl Distribution {
 ///
 /// Source: HdrHistogram, `AbstractHistogram.countsArrayIndex`.
 pub fn slot(value: u64) -> usize {
-    let mask = FIRST_SLOTS - 1;
-    let power = mask.leading_zeros() - (value | mask).leading_zeros();
+    let power = width_power(value);
     (u64::from(power) * (FIRST_SLOTS / 2) + (value >> power)) as usize
+}
+
+/// The least of the values that share the slot of `value`. Round numbers are where slots begin.
+pub fn lowest_equivalent(value: u64) -> u64 {
+    let power = width_power(value);
+    (value >> power) << power
+}
+
+/// The slot of `value` is two to the power of this wide.
+fn width_power(value: u64) -> u32 {
+    let mask = FIRST_SLOTS - 1;
+    mask.leading_zeros() - (value | mask).leading_zeros()
 }
 
 #[cfg(test)]
@@ -146,7 +158,9 @@ mod tests {
         let mut slots = 0;
         let mut value = 0;
         while value < 10_000_000_000 {
-            assert_eq!((slot(value), slot(histogram.highest_equivalent(value))), (slots, slots), "{value}");
+            let highest = histogram.highest_equivalent(value);
+            assert_eq!((slot(value), slot(highest)), (slots, slots), "{value}");
+            assert_eq!((lowest_equivalent(value), lowest_equivalent(highest)), (value, value));
             value = histogram.next_non_equivalent(value);
             slots += 1;
         }

@@ -12,17 +12,30 @@
 //! | who | what | where |
 //! |---|---|---|
 //! | worker | adds to its own [`WorkerCounters`](counters::WorkerCounters) | [`counters`] |
+//! | | and to what all share of a peer | [`Activity`] |
 //! | worker | records into its own [`Recorder`](recorder::Recorder), hands it over once a second | [`recorder`] |
+//! | protocol thread | records how long handshakes took | [`recorder::Handshakes`] |
+//! | whoever finds out | sets down what the kernel does for us, and how the tunnel is set up | [`offloads`], [`settings`] |
 //! | stats thread | reads the counters, merges the recorders, gives them back, prints | [`thread`] |
 //! | | keeps the last minute second by second | [`history`] |
-//! | | answers with all of it, for `show` and `top`, as buckets for `report`, as text for Prometheus | [`snapshot`], [`histograms`], [`openmetrics`] |
+//! | | answers with all of it, for `show` and `top`, as buckets for `report`, as text for Prometheus | [`snapshot`], [`histograms`], [`openmetrics`], [`text_format`] |
+//! | capture thread | writes packets that workers hand it as a file, with what became of them | [`pcapng`] |
+//!
+//! `uringvpn local` and `uringvpn server` have connections instead of packets: [`exposed`].
+//!
+//! [`Activity`]: crate::proto::activity::Activity
 
 pub mod counters;
 pub mod distributions;
 pub mod drop;
+pub mod exposed;
 pub mod histograms;
 pub mod history;
+pub mod offloads;
 pub mod openmetrics;
+pub mod pcapng;
 pub mod recorder;
+pub mod settings;
 pub mod snapshot;
+pub mod text_format;
 pub mod thread;

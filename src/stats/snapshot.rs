@@ -9,11 +9,13 @@ use hdrhistogram::{Counter, Histogram};
 use serde::{Deserialize, Serialize};
 
 use super::counters::Totals;
-use super::distributions::{DISTRIBUTIONS, Distributions, Unit};
+use super::distributions::{DISTRIBUTIONS, DistributionInfo, Distributions, Unit};
 use super::drop::{Direction, DropReason};
 
 /// The version of the JSON.
 pub const SCHEMA: u32 = 1;
+/// The kind of program that a [`Snapshot`] is of.
+pub const TUNNEL: &str = "tunnel";
 
 /// A running tunnel.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -21,12 +23,19 @@ pub const SCHEMA: u32 = 1;
 pub struct Snapshot {
     /// [`SCHEMA`].
     pub schema: u32,
+    /// [`TUNNEL`]; nothing from an older tunnel. Programs that expose ports tell
+    /// [another](super::exposed::snapshot::ExposedSnapshot).
+    pub kind: String,
     /// Version of the program.
     pub version: String,
     /// The interface's name.
     pub interface: String,
     /// How long it has run, in seconds.
     pub uptime_seconds: f64,
+    /// How it is set up.
+    pub settings: SettingsSnapshot,
+    /// What the kernel does for it, and why not where it does not; always the same ones in the same order.
+    pub offloads: Vec<OffloadSnapshot>,
     /// Sums over all workers since the start, by name.
     pub counters: BTreeMap<String, u64>,
     /// Reasons that dropped anything.
@@ -41,8 +50,48 @@ pub struct Snapshot {
     pub seconds: Vec<Second>,
     /// Worker seconds that were reported late because nobody took them in.
     pub merged_intervals: u64,
-    /// The peers; none in plaintext mode.
+    /// The peers; none in plaintext mode. Left out where they are told by themselves.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub peers: Vec<PeerSnapshot>,
+}
+
+/// How a tunnel is set up.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SettingsSnapshot {
+    /// Process id.
+    pub pid: u32,
+    /// The namespace that `pid` means something in: the target of the link /proc/self/ns/pid.
+    pub pid_namespace: String,
+    /// `encrypted` or `plaintext`.
+    pub mode: String,
+    /// Queues of the interface.
+    pub queues: usize,
+    /// Drivers in use, as `--io` calls them; two when not every worker could have a ring.
+    pub drivers: Vec<String>,
+    /// Largest packet in the tunnel, in bytes.
+    pub mtu: u16,
+    /// UDP port.
+    pub listen_port: u16,
+    /// Name, release and machine of the kernel.
+    pub kernel: String,
+}
+
+/// One thing that the kernel may do for the tunnel.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OffloadSnapshot {
+    /// Its name.
+    pub offload: String,
+    /// `on`, `off`, or `downgraded`: on, but refused to somebody or in some case.
+    pub state: String,
+    /// Why, in a word: `none` (it is on), `switch`, `kernel` (refused at the start), `unneeded`, or the errno of the newest
+    /// refusal.
+    pub cause: String,
+    /// The same in words; what it is, when it is on.
+    pub reason: String,
+    /// Since the newest refusal, when it is downgraded.
+    pub seconds_ago: Option<f64>,
 }
 
 /// Packets dropped for one reason.
@@ -115,6 +164,8 @@ pub struct WorkerSnapshot {
     pub counters: BTreeMap<String, u64>,
     /// Stages and quantities of the last second in which it moved packets.
     pub last_second: Vec<Quantiles>,
+    /// How long ago that ended, in seconds; nothing before the first.
+    pub last_second_ago: Option<f64>,
 }
 
 /// One second in which packets moved.
@@ -145,10 +196,24 @@ pub struct PeerSnapshot {
     pub allowed_ips: Vec<String>,
     /// Age of the newest handshake in seconds.
     pub handshake_age_seconds: Option<f64>,
+    /// Age in seconds of the keys that seal what is sent; from 180 on they no longer do.
+    pub keypair_age_seconds: Option<f64>,
+    /// Handshakes that made a session since the peer was added.
+    pub handshakes: u64,
+    /// How long the newest of them took: see the distribution `handshake`. 0 without any.
+    pub handshake_ns_last: u64,
+    /// How long the shortest took.
+    pub handshake_ns_min: u64,
     /// UDP payload bytes of authenticated messages received.
     pub rx_bytes: u64,
+    /// Those messages.
+    pub rx_packets: u64,
     /// UDP payload bytes sent.
     pub tx_bytes: u64,
+    /// The datagrams they were sent in.
+    pub tx_packets: u64,
+    /// Packets to it that were dropped, and datagrams that named a session with it and were, by reason.
+    pub drops: BTreeMap<String, u64>,
     /// Seconds of persistent keepalive; 0: off.
     pub persistent_keepalive: u16,
 }
@@ -184,7 +249,11 @@ pub fn balance(totals: &Totals, direction: Direction) -> Balance {
 impl Quantiles {
     /// `histogram`, which stands at `index` of the table.
     fn of<C: Counter>(index: usize, histogram: &Histogram<C>) -> Quantiles {
-        let info = &DISTRIBUTIONS[index];
+        Quantiles::named_by(&DISTRIBUTIONS[index], histogram)
+    }
+
+    /// `histogram`, which is what `info` says.
+    pub fn named_by<C: Counter>(info: &DistributionInfo, histogram: &Histogram<C>) -> Quantiles {
         let at = |quantile| histogram.value_at_quantile(quantile);
         Quantiles {
             name: info.name.to_owned(),

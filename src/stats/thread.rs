@@ -9,17 +9,19 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick};
+use crossbeam_channel::{Receiver, Sender, bounded, never, select};
 use hdrhistogram::Histogram;
 
 use super::counters::{Totals, WorkerCounters};
 use super::distributions::Distributions;
 use super::drop::Direction;
 use super::history::History;
+use super::offloads::SelfCheck;
 use super::openmetrics::Metrics;
-use super::recorder::Full;
-use super::snapshot::{self, Quantiles, SCHEMA, Snapshot, WorkerSnapshot};
-use crate::time::Time;
+use super::recorder::{Full, Handshakes};
+use super::settings::Settings;
+use super::snapshot::{self, Quantiles, SCHEMA, Snapshot, TUNNEL, WorkerSnapshot};
+use crate::time::{Span, Time, WallTime};
 
 /// The running stats thread. Dropping it without [`StatsHandle::stop`] ends the thread too, without a summary.
 #[derive(Debug)]
@@ -33,7 +35,9 @@ pub struct StatsHandle {
 #[derive(Clone, Copy, Debug)]
 pub struct Report {
     /// The interval.
-    pub every: Duration,
+    pub every: Span,
+    /// Tells the time; reading clocks is not this folder's business.
+    pub now: fn() -> Time,
     /// Takes one block of lines; must not wait for a reader that does not read.
     pub print: fn(&str),
 }
@@ -52,12 +56,20 @@ pub enum Question {
 pub struct Setup {
     /// The interface's name.
     pub interface: String,
-    /// When the tunnel started.
+    /// When the tunnel started, on both clocks.
     pub started: Time,
+    /// The wall clock then.
+    pub started_wall: WallTime,
     /// Reports every interval, or only collects.
     pub report: Option<Report>,
     /// Who asks.
     pub questions: Receiver<Question>,
+    /// What the protocol thread records.
+    pub handshakes: Handshakes,
+    /// How the tunnel is set up.
+    pub settings: Arc<Settings>,
+    /// What the kernel does for it.
+    pub self_check: Arc<SelfCheck>,
 }
 
 /// Starts the thread.
@@ -70,14 +82,9 @@ pub fn spawn(
     setup: Setup,
 ) -> io::Result<StatsHandle> {
     let (stop, stopped) = bounded(0);
-    let thread = std::thread::Builder::new().name("stats".into()).spawn(move || {
-        Collector::new(counters, setup.interface, setup.started).run(
-            inbox,
-            setup.report,
-            setup.questions,
-            &stopped,
-        )
-    })?;
+    let thread = std::thread::Builder::new()
+        .name("stats".into())
+        .spawn(move || Collector::new(counters, setup).run(inbox, &stopped))?;
     Ok(StatsHandle { thread, stop })
 }
 
@@ -95,13 +102,13 @@ impl StatsHandle {
 
 /// What the thread knows.
 struct Collector {
-    interface: String,
-    started: Time,
+    setup: Setup,
     counters: Vec<Arc<WorkerCounters>>,
-    /// Per worker, what its newest recorder held.
-    last_seconds: Vec<Vec<Quantiles>>,
+    /// Per worker, what its newest recorder held, and until when it was filled.
+    last_seconds: Vec<Option<(Time, Vec<Quantiles>)>>,
     history: History,
-    /// The counters when the last interval ended.
+    /// When the last interval ended, and the counters then.
+    interval_began: Time,
     before: Totals,
     since_last_print: Distributions<u64>,
     whole_run: Distributions<u64>,
@@ -109,30 +116,24 @@ struct Collector {
 }
 
 impl Collector {
-    fn new(counters: Vec<Arc<WorkerCounters>>, interface: String, started: Time) -> Collector {
+    fn new(counters: Vec<Arc<WorkerCounters>>, setup: Setup) -> Collector {
         Collector {
-            interface,
-            started,
-            last_seconds: vec![Vec::new(); counters.len()],
+            last_seconds: vec![None; counters.len()],
             history: History::new(),
             counters,
+            interval_began: setup.started,
             before: Totals::default(),
             since_last_print: Distributions::new(),
             whole_run: Distributions::new(),
             merged_intervals: 0,
+            setup,
         }
     }
 
-    fn run(
-        mut self,
-        mut inbox: Receiver<Full>,
-        report: Option<Report>,
-        mut questions: Receiver<Question>,
-        stopped: &Receiver<()>,
-    ) -> Summary {
-        let ticks = report.map_or_else(never, |report| tick(report.every));
-        let mut last_tick = None;
+    fn run(mut self, mut inbox: Receiver<Full>, stopped: &Receiver<()>) -> Summary {
+        let (report, mut questions) = (self.setup.report, self.setup.questions.clone());
         loop {
+            let patience = report.map_or(Duration::MAX, |report| self.keep_up(report, (report.now)()));
             select! {
                 recv(inbox) -> message => match message {
                     Ok(full) => self.collect(full),
@@ -143,25 +144,32 @@ impl Collector {
                     Ok(question) => self.answer(question),
                     Err(_) => questions = never(),
                 },
-                recv(ticks) -> tick => {
-                    let (Ok(now), Some(report)) = (tick, report) else { continue };
-                    // A late tick covers more than one interval: divide by the time that really passed.
-                    let elapsed = last_tick.map_or(report.every, |last| now - last);
-                    last_tick = Some(now);
-                    (report.print)(&self.end_interval(elapsed).to_string());
-                }
                 recv(stopped) -> _ => break,
+                default(patience) => {}
             }
         }
         for full in inbox.try_iter() {
             self.collect(full);
         }
+        self.look_at_handshakes();
         Summary {
             totals: self.totals(),
             distributions: self.whole_run,
             merged_intervals: self.merged_intervals,
             workers: self.counters.len(),
         }
+    }
+
+    /// Reports if the interval is over; how long the next one still lasts.
+    fn keep_up(&mut self, report: Report, now: Time) -> Duration {
+        // One that ends late covers more than it should: divide by the time that really passed.
+        let elapsed = now.since(self.interval_began);
+        if elapsed >= report.every {
+            self.interval_began = now;
+            (report.print)(&self.end_interval(elapsed));
+        }
+        let due = self.interval_began + report.every;
+        Duration::from_nanos(due.since(now).as_nanos())
     }
 
     fn totals(&self) -> Totals {
@@ -174,13 +182,18 @@ impl Collector {
         self.merged_intervals += u64::from(full.merged_intervals);
         self.history.add(&full.recorder, full.ended, self.totals());
         if let Some(last_second) = self.last_seconds.get_mut(full.worker) {
-            *last_second = Quantiles::of_all(&full.recorder);
+            *last_second = Some((full.ended, Quantiles::of_all(&full.recorder)));
         }
         full.give_back();
     }
 
+    fn look_at_handshakes(&mut self) {
+        self.whole_run.handshake.clone_from(&self.setup.handshakes.lock());
+    }
+
     /// Whoever asked may have gone; that is his affair.
-    fn answer(&self, question: Question) {
+    fn answer(&mut self, question: Question) {
+        self.look_at_handshakes();
         match question {
             Question::Snapshot(now, reply) => drop(reply.try_send(Box::new(self.snapshot(now)))),
             Question::Metrics(now, reply) => drop(reply.try_send(Box::new(self.metrics(now)))),
@@ -189,14 +202,19 @@ impl Collector {
 
     fn metrics(&self, now: Time) -> Metrics {
         Metrics {
+            interface: self.setup.interface.clone(),
+            uptime_seconds: self.uptime_seconds(now),
+            started: self.setup.started_wall,
+            merged_intervals: self.merged_intervals,
+            peers: None,
             workers: self.counters.iter().map(|worker| Totals::of([worker.as_ref()])).collect(),
             distributions: Box::new(self.whole_run.clone()),
-            uptime_seconds: self.uptime_seconds(now),
+            offloads: self.setup.self_check.snapshot(now),
         }
     }
 
     fn uptime_seconds(&self, now: Time) -> f64 {
-        now.since(self.started).as_nanos() as f64 / 1e9
+        now.since(self.setup.started).as_secs_f64()
     }
 
     fn snapshot(&self, now: Time) -> Snapshot {
@@ -204,9 +222,12 @@ impl Collector {
         let workers = self.counters.iter().zip(&self.last_seconds).enumerate();
         Snapshot {
             schema: SCHEMA,
+            kind: TUNNEL.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            interface: self.interface.clone(),
+            interface: self.setup.interface.clone(),
             uptime_seconds: self.uptime_seconds(now),
+            settings: self.setup.settings.snapshot(),
+            offloads: self.setup.self_check.snapshot(now),
             counters: snapshot::counters(&totals),
             drops: snapshot::drops(&totals),
             balance: Direction::ALL.map(|direction| snapshot::balance(&totals, direction)).into(),
@@ -215,7 +236,8 @@ impl Collector {
                 .map(|(worker, (counters, last_second))| WorkerSnapshot {
                     worker,
                     counters: snapshot::counters(&Totals::of([counters.as_ref()])),
-                    last_second: last_second.clone(),
+                    last_second: last_second.iter().flat_map(|(_, second)| second.clone()).collect(),
+                    last_second_ago: last_second.as_ref().map(|(ended, _)| now.since(*ended).as_secs_f64()),
                 })
                 .collect(),
             seconds: self.history.seconds(now),
@@ -224,7 +246,7 @@ impl Collector {
         }
     }
 
-    fn end_interval(&mut self, elapsed: Duration) -> String {
+    fn end_interval(&mut self, elapsed: Span) -> String {
         let now = self.totals();
         let block = interval_block(&now, &now.since(&self.before), &self.since_last_print, elapsed);
         self.before = now;
@@ -234,7 +256,7 @@ impl Collector {
 }
 
 /// Two lines, one per direction, and a third and fourth for what was dropped, if anything was.
-fn interval_block(now: &Totals, recent: &Totals, recorded: &Distributions<u64>, elapsed: Duration) -> String {
+fn interval_block(now: &Totals, recent: &Totals, recorded: &Distributions<u64>, elapsed: Span) -> String {
     let seconds = elapsed.as_secs_f64().max(1e-9);
     let mut block = String::new();
     for direction in Direction::ALL {
@@ -342,10 +364,18 @@ mod tests {
     use super::super::drop::DropReason;
     use super::super::recorder::{Delivery, Departure, Reporter, channel};
     use super::*;
-    use crate::time::Span;
 
     fn setup() -> Setup {
-        Setup { interface: "uvpn0".into(), started: Time::default(), report: None, questions: never() }
+        Setup {
+            interface: "uvpn0".into(),
+            started: Time::default(),
+            started_wall: WallTime::default(),
+            report: None,
+            questions: never(),
+            handshakes: Handshakes::default(),
+            settings: Arc::default(),
+            self_check: Arc::default(),
+        }
     }
 
     #[test]
@@ -392,6 +422,22 @@ mod tests {
     }
 
     #[test]
+    fn an_idle_worker_says_how_old_its_last_second_is() {
+        let (outbox, inbox) = channel(2);
+        let workers = vec![Arc::default(); 2];
+        let mut collector = Collector::new(workers, setup());
+        let at = |seconds| Time::default() + Span::from_secs(seconds);
+        let mut reporter = Reporter::new(1, outbox, Time::default());
+        reporter.record_departure(Departure { read: at(4), sealed: at(4), sent: at(4) }, 1);
+        reporter.flush(at(5));
+        collector.collect(inbox.try_recv().unwrap());
+        let workers = collector.snapshot(at(65)).workers;
+        assert_eq!((workers[0].last_second_ago, workers[0].last_second.len()), (None, 0));
+        assert_eq!(workers[1].last_second_ago, Some(60.0));
+        assert_eq!(workers[1].last_second[0].count, 1);
+    }
+
+    #[test]
     fn the_thread_outlives_its_workers_until_it_is_stopped() {
         let (outbox, inbox) = channel(1);
         let stats = spawn(vec![Arc::default()], inbox, setup()).unwrap();
@@ -402,10 +448,10 @@ mod tests {
     #[test]
     fn an_interval_shows_rates_percentiles_and_only_the_drops_of_that_interval() {
         let worker = Arc::new(WorkerCounters::default());
-        let mut collector = Collector::new(vec![worker.clone()], String::new(), Time::default());
+        let mut collector = Collector::new(vec![worker.clone()], setup());
         worker.count_drop(DropReason::NoRoute, 5);
         worker.out_packets.add(5);
-        collector.end_interval(Duration::from_secs(1));
+        collector.end_interval(Span::from_secs(1));
 
         worker.out_packets.add(200_001);
         worker.out_bytes.add(250_000_000);
@@ -414,10 +460,28 @@ mod tests {
         worker.count_drop(DropReason::UnknownSource, 3);
         collector.since_last_print.outbound.saturating_record_n(12_000, 200_000);
         assert_eq!(
-            collector.end_interval(Duration::from_secs(2)),
+            collector.end_interval(Span::from_secs(2)),
             "outbound     100000 packets/s    1.000 Gbit/s  p50 12.0 us  p99 12.0 us  in flight 1\n\
              inbound           0 packets/s    0.000 Gbit/s  p50 - us  p99 - us  in flight 0\n\
              \u{20}         dropped: unknown_source 3\n"
+        );
+    }
+
+    #[test]
+    fn a_report_comes_when_the_interval_is_over_and_not_before() {
+        static PRINTED: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        let print = |_: &str| {
+            PRINTED.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        };
+        let report = Report { every: Span::from_secs(5), now: Time::default, print };
+        let mut collector = Collector::new(vec![Arc::default()], setup());
+        let mut look = |millis| {
+            let rest = collector.keep_up(report, Time::default() + Span::from_millis(millis));
+            (rest.as_millis(), PRINTED.load(std::sync::atomic::Ordering::Relaxed))
+        };
+        assert_eq!(
+            [4_999, 5_000, 5_001, 17_000].map(&mut look),
+            [(1, 0), (5_000, 1), (4_999, 1), (5_000, 2)]
         );
     }
 

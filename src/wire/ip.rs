@@ -106,12 +106,11 @@ pub fn ecn(packet: &[u8]) -> u8 {
     }
 }
 
-/// Marks the packet as having met congestion, if its sender understands that. RFC 6040 §4.2: what the outer header says
-/// is not lost when it goes.
-pub fn mark_congestion(packet: &mut [u8]) {
+/// Marks the packet as having met congestion, if its sender understands that; false if not, RFC 3168 §5.
+pub fn mark_congestion(packet: &mut [u8]) -> bool {
     let ecn = ecn(packet);
     if ecn == 0 || ecn == ECN_CE {
-        return;
+        return ecn == ECN_CE;
     }
     if packet[0] >> 4 == 4 {
         let before = read_u16(packet, 0);
@@ -124,6 +123,7 @@ pub fn mark_congestion(packet: &mut [u8]) {
     } else {
         packet[1] |= ECN_CE << 4;
     }
+    true
 }
 
 fn parse_v4(packet: &[u8]) -> Result<IpView, Malformed> {

@@ -2,6 +2,7 @@
 //!
 //! Source: RFC 9293 §3.1; RFC 768.
 
+use super::ip::{IpView, PROTOCOL_TCP};
 use super::{Malformed, read_u16, read_u32};
 
 /// Bytes of a TCP header without options.
@@ -77,6 +78,15 @@ impl TcpView {
             flags: header[TCP_FLAGS],
         })
     }
+}
+
+/// Whether `packet`, with this header, is a TCP segment that carries more than an acknowledgment. False for fragments.
+pub fn carries_tcp_data(packet: &[u8], ip: &IpView) -> bool {
+    let segment = packet.get(ip.header_bytes.into()..ip.total_bytes as usize);
+    let segment = segment.filter(|_| ip.protocol == PROTOCOL_TCP && !ip.fragment);
+    segment.is_some_and(|segment| {
+        TcpView::parse(segment).is_ok_and(|tcp| segment.len() > usize::from(tcp.header_bytes))
+    })
 }
 
 /// A UDP header.

@@ -1,4 +1,4 @@
-//! The worker threads and the stats thread: starting them, hearing of their end, stopping them.
+//! The worker threads and those beside them: starting them, hearing of their end, stopping them.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,27 +11,32 @@ use core_affinity::CoreId;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use nix::errno::Errno;
 
+use super::capture::{self, Capturer};
+use super::choice::{DriverKind, choose_driver, errno};
 use super::data::{DataWorker, End, Flags, Parts};
 use super::device::Device;
-use super::handoff::{self, Inbox};
+use super::handoff::{self, Inbox, Orders};
 use super::protocol::{Notice, Protocol, Sources};
 use super::reload::Followed;
 use super::start;
-use crate::control::config::{CORES_TO_PIN, DeviceConfig, IoChoice, PinChoice};
+use crate::control::capture::Captures;
+use crate::control::config::{CORES_TO_PIN, DeviceConfig, PinChoice};
 use crate::control::logging;
 use crate::control::uapi_socket::Command;
 use crate::io::clock;
 use crate::io::driver::Driver;
-use crate::io::features::io_uring_refusal;
+use crate::io::features;
 use crate::io::message::Devices;
-use crate::io::ring;
 use crate::io::syscall::Syscall;
 use crate::io::uring::{Refused, Uring};
 use crate::io::wake::Waker;
 use crate::offload::coalesce::Merge;
 use crate::proto::keys::PublicKey;
 use crate::stats::counters::WorkerCounters;
-use crate::stats::recorder::{self, Reporter};
+use crate::stats::offloads::Refusal;
+use crate::stats::recorder::{self, Handshakes, Reporter};
+use crate::stats::settings::Settings;
+use crate::stats::snapshot::SettingsSnapshot;
 use crate::stats::thread::{self, Question, Report, Setup, StatsHandle};
 
 /// Commands of the configuration socket that may wait for the protocol thread.
@@ -40,22 +45,13 @@ const COMMANDS_WAITING: usize = 64;
 /// Questions that may wait for the stats thread.
 const QUESTIONS_WAITING: usize = 8;
 
-/// Which driver the workers use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum DriverKind {
-    Uring {
-        /// Being refused is an error.
-        demanded: bool,
-    },
-    Syscall,
-}
-
 /// How a worker ended; an error in words.
 pub type Ended = Result<End, String>;
 
 /// The running threads.
 pub struct Crew {
     flags: Arc<Flags>,
+    settings: Arc<Settings>,
     wakers: Vec<Waker>,
     threads: Vec<JoinHandle<()>>,
     ends: Receiver<Ended>,
@@ -65,6 +61,7 @@ pub struct Crew {
     protocol: Option<ProtocolHandle>,
     stats: StatsHandle,
     questions: Sender<Question>,
+    capturer: Option<Capturer>,
     print_summary: bool,
 }
 
@@ -80,17 +77,26 @@ struct ProtocolHandle {
 /// # Errors
 /// io_uring is refused and was demanded; a worker cannot set up its ring; no thread to be had.
 pub fn start(device: Device, config: &DeviceConfig) -> anyhow::Result<Crew> {
-    let kind = choose_driver(config.io)?;
+    let self_check = device.self_check;
+    let kind = choose_driver(config, &self_check)?;
     let count = device.queues.len();
+    let settings = Arc::new(settings(config, count, device.listen_port));
     let counters: Vec<_> = (0..count).map(|_| Arc::new(WorkerCounters::default())).collect();
     let (recorders, full_recorders) = recorder::channel(count);
-    let report = config.stats_interval.map(|every| Report { every, print: logging::print_lines });
+    let report =
+        config.stats_interval.map(|every| Report { every, now: clock::now, print: logging::print_lines });
     let (questions, questions_out) = bounded(QUESTIONS_WAITING);
+    let interface = device.interface.name.clone();
+    let handshakes = Handshakes::default();
     let setup = Setup {
-        interface: device.interface.name.clone(),
+        interface: interface.clone(),
         started: clock::now(),
+        started_wall: clock::wall(),
         report,
         questions: questions_out,
+        handshakes: handshakes.clone(),
+        settings: settings.clone(),
+        self_check: self_check.clone(),
     };
     let stats = thread::spawn(counters.clone(), full_recorders, setup).context("no stats thread")?;
     let flags = Arc::new(Flags::default());
@@ -103,6 +109,7 @@ pub fn start(device: Device, config: &DeviceConfig) -> anyhow::Result<Crew> {
     let (ends_in, ends) = bounded(count + 1);
     let mut crew = Crew {
         flags: flags.clone(),
+        settings: settings.clone(),
         wakers: Vec::new(),
         threads: Vec::new(),
         ends,
@@ -110,6 +117,7 @@ pub fn start(device: Device, config: &DeviceConfig) -> anyhow::Result<Crew> {
         protocol: None,
         stats,
         questions,
+        capturer: None,
         print_summary: config.foreground || config.stats_interval.is_some(),
     };
     let (started_in, started) = bounded(count);
@@ -126,18 +134,24 @@ pub fn start(device: Device, config: &DeviceConfig) -> anyhow::Result<Crew> {
             merge,
             counters,
             reporter: Reporter::new(index, recorders.clone(), clock::now()),
+            self_check: self_check.clone(),
             flags: flags.clone(),
         };
         let farewell = Farewell { ended: None, ends: ends_in.clone(), bell: crew.bell.clone() };
         let core = (!cores.is_empty()).then(|| cores[index % cores.len()]);
-        Ok(Job { kind, devices, waker, parts, core, started: started_in.clone(), farewell })
+        let started = started_in.clone();
+        Ok(Job { index, kind, settings: settings.clone(), devices, waker, parts, core, started, farewell })
     });
     let jobs: Vec<anyhow::Result<Job>> = jobs.collect();
     drop(started_in);
     let hired = crew.hire(jobs).and_then(|()| wait_until_started(&started, count));
+    let hired = hired.and_then(|()| crew.start_capturer(interface, orders_in.clone()));
     let outer = device.outer;
     let all = hired.and_then(|()| match outer {
-        Some(outer) => crew.start_protocol(start::protocol(config, outer, orders_in)?, inbox, ends_in),
+        Some(outer) => {
+            let protocol = start::protocol(config, outer, settings, orders_in, handshakes)?;
+            crew.start_protocol(protocol, inbox, ends_in)
+        }
         None => Ok(()),
     });
     match all {
@@ -172,23 +186,18 @@ fn wait_until_started(started: &Receiver<Result<(), String>>, count: usize) -> a
     Ok(())
 }
 
-/// Tries a ring once, so that all workers use the same driver and the reason is said once.
-fn choose_driver(choice: IoChoice) -> anyhow::Result<DriverKind> {
-    if choice == IoChoice::Syscall {
-        return Ok(DriverKind::Syscall);
-    }
-    match (ring::available(), choice) {
-        (Ok(()), _) => Ok(DriverKind::Uring { demanded: choice == IoChoice::Uring }),
-        (Err(error), IoChoice::Uring) => Err(anyhow!("{}", refusal(&error))),
-        (Err(error), _) => {
-            tracing::warn!("{}; using plain system calls", refusal(&error));
-            Ok(DriverKind::Syscall)
-        }
-    }
-}
-
-fn refusal(error: &io::Error) -> String {
-    io_uring_refusal(nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(0)))
+fn settings(config: &DeviceConfig, queues: usize, listen_port: u16) -> Settings {
+    let namespace = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    Settings::new(SettingsSnapshot {
+        pid: std::process::id(),
+        pid_namespace: namespace.to_string_lossy().into_owned(),
+        mode: if config.plaintext { "plaintext" } else { "encrypted" }.to_owned(),
+        queues,
+        drivers: Vec::new(),
+        mtu: config.mtu,
+        listen_port,
+        kernel: features::kernel(),
+    })
 }
 
 impl Crew {
@@ -215,7 +224,7 @@ impl Crew {
 
     fn start_protocol(
         &mut self,
-        (protocol, addresses): (Protocol, Receiver<(PublicKey, SocketAddr)>),
+        (mut protocol, addresses): (Protocol, Receiver<(PublicKey, SocketAddr)>),
         inbox: Inbox,
         ends: Sender<Ended>,
     ) -> anyhow::Result<()> {
@@ -223,6 +232,8 @@ impl Crew {
         let (notices, notices_out) = unbounded();
         let sources = Sources { inbox, commands: commands_out, notices: notices_out, addresses };
         let farewell = Farewell { ended: None, ends, bell: self.bell.clone() };
+        // Here and not there: whoever is told that the tunnel is up may send at once.
+        protocol.speak();
         let work = move || {
             let mut farewell = farewell;
             protocol.run(&sources);
@@ -232,6 +243,16 @@ impl Crew {
         let thread = thread.context("no thread for the protocol")?;
         self.protocol = Some(ProtocolHandle { notices, commands, thread });
         Ok(())
+    }
+
+    fn start_capturer(&mut self, interface: String, workers: Vec<Orders>) -> anyhow::Result<()> {
+        self.capturer = Some(capture::start(interface, workers).context("no capture thread")?);
+        Ok(())
+    }
+
+    /// Where captures are asked for. To be dropped before the crew stops.
+    pub fn captures(&self) -> Option<Captures> {
+        self.capturer.as_ref().and_then(Capturer::captures)
     }
 
     /// Where the configuration socket sends its commands; `None` in plaintext mode.
@@ -247,6 +268,7 @@ impl Crew {
     /// Tells all threads whether the interface is up, and its MTU.
     pub fn link_changed(&self, up: bool, mtu: u16) {
         self.flags.paused.store(!up, Ordering::Relaxed);
+        self.settings.set_mtu(mtu);
         if let Some(protocol) = &self.protocol {
             // Fails only when it has ended, and that is noticed elsewhere.
             let _ = protocol.notices.send(Notice::Link { up, mtu });
@@ -276,6 +298,8 @@ impl Crew {
             // A panic was already reported by the worker's farewell.
             let _ = thread.join();
         }
+        // Without workers a capture ends by itself, with their last packets.
+        drop(self.capturer);
         if let Some(ProtocolHandle { notices, thread, .. }) = self.protocol {
             let _ = notices.send(Notice::Stop);
             let _ = thread.join();
@@ -296,7 +320,9 @@ impl Crew {
 
 /// What a worker thread is given.
 struct Job {
+    index: usize,
     kind: DriverKind,
+    settings: Arc<Settings>,
     devices: Devices,
     waker: Waker,
     parts: Parts,
@@ -307,7 +333,7 @@ struct Job {
 
 impl Job {
     fn run(self) {
-        let Job { kind, devices, waker, parts, core, started, mut farewell } = self;
+        let Job { index, kind, settings, devices, waker, parts, core, started, mut farewell } = self;
         // With the last outbox the protocol thread ends, too: not before this worker's end is told.
         let _outbox = parts.outbox.clone();
         if let Some(core) = core
@@ -317,16 +343,24 @@ impl Job {
         }
         // A ring belongs to the thread that makes it.
         let ended = match kind {
-            DriverKind::Uring { demanded } => match Uring::new(devices, waker) {
-                Ok(driver) => work(driver, parts, started),
+            DriverKind::Uring { demanded, features } => match Uring::new(devices, waker, features) {
+                Ok(driver) => {
+                    settings.add_driver("uring");
+                    work(driver, parts, started)
+                }
                 Err(refused) if demanded => driver_failed(refused.error, started),
                 // One ring was to be had, but not one for each worker: locked memory or descriptors ran out.
                 Err(Refused { error, devices, waker }) => {
-                    tracing::warn!("{}; a worker uses plain system calls", refusal(&error));
+                    let refusal = Refusal::Ring { worker: index };
+                    parts.self_check.refused(refusal, errno(&error), clock::now(), None);
+                    settings.add_driver("syscall");
                     work_with_system_calls(devices, waker, parts, started)
                 }
             },
-            DriverKind::Syscall => work_with_system_calls(devices, waker, parts, started),
+            DriverKind::Syscall => {
+                settings.add_driver("syscall");
+                work_with_system_calls(devices, waker, parts, started)
+            }
         };
         farewell.ended = Some(ended);
         drop(farewell);

@@ -12,11 +12,13 @@ use crossbeam_channel::Receiver;
 use nix::errno::Errno;
 
 use super::handoff::{Arrival, Order, Outbox};
-use super::refusals::{Refusals, source_is_stale, train_is_refused};
+use super::refusals::{REFUSED_TIME, Refusals, send_in_pieces, source_is_stale, train_is_refused};
 use super::stage::{Stage, StagedRead};
+use super::tap::Tap;
 use crate::dataplane::Context;
 use crate::dataplane::allowed_ips::PeerIndex;
-use crate::dataplane::encap::{Encap, Heard};
+use crate::dataplane::codel::Codel;
+use crate::dataplane::encap::Encap;
 use crate::dataplane::inbound::{self, Findings};
 use crate::dataplane::outbound::{self, InPlace, Progress, Read, To};
 use crate::dataplane::view::{Change, View};
@@ -27,11 +29,12 @@ use crate::offload::coalesce::{Coalescer, Gather, Merge};
 use crate::offload::stride::Received;
 use crate::offload::train::{TRAIN_BYTES_MAX, TRAIN_SEGMENTS_SAFE, Train, TrainLimits, Trains};
 use crate::proto::Endpoint;
-use crate::proto::activity::{Activity, News};
+use crate::proto::activity::News;
 use crate::proto::output::Update;
 use crate::stats::counters::WorkerCounters;
 use crate::stats::drop::DropReason;
-use crate::stats::recorder::{Delivery, Departure, Reporter, record};
+use crate::stats::offloads::{Refusal, SelfCheck};
+use crate::stats::recorder::{Delivery, Departure, RECORDS, Reporter, record};
 use crate::time::{Span, Time};
 use crate::wire::vnet_hdr::VNET_HDR_BYTES;
 
@@ -67,6 +70,8 @@ pub struct Parts {
     pub counters: Arc<WorkerCounters>,
     /// Where to record.
     pub reporter: Reporter,
+    /// Where to tell what the kernel refuses.
+    pub self_check: Arc<SelfCheck>,
     /// What the supervisor wants.
     pub flags: Arc<Flags>,
 }
@@ -93,6 +98,7 @@ pub struct DataWorker<D> {
     coalescer: Coalescer,
     counters: Arc<WorkerCounters>,
     reporter: Reporter,
+    self_check: Arc<SelfCheck>,
     flags: Arc<Flags>,
     completions: Vec<Completion>,
     /// TUN reads on their way; those that need a send buffer may have to wait for one.
@@ -102,12 +108,18 @@ pub struct DataWorker<D> {
     /// Peers whose staged packets may flow and have not all found a buffer yet.
     flushable: VecDeque<PeerIndex>,
     refusals: Refusals,
+    /// How long what is received has waited.
+    queue: Codel,
+    /// Where packets are captured, while somebody does.
+    tap: Option<Box<Tap>>,
     /// What the last receive brought, kept for its memory.
     findings: Findings,
     /// Sends and writes whose completion is outstanding.
     in_flight: usize,
     /// Something was read or received in this turn.
     moved: bool,
+    /// Bytes of the operations that this turn reaped.
+    turn_bytes: u64,
     tun_gone: bool,
 }
 
@@ -132,15 +144,19 @@ impl<D: Driver> DataWorker<D> {
                 .with_udp_segments_max(parts.train_segments_max.max(TRAIN_SEGMENTS_SAFE)),
             counters: parts.counters,
             reporter: parts.reporter,
+            self_check: parts.self_check,
             flags: parts.flags,
             completions: Vec::new(),
             backlog: VecDeque::new(),
             stage: Stage::default(),
             flushable: VecDeque::new(),
             refusals: Refusals::default(),
+            queue: Codel::default(),
+            tap: None,
             findings: Findings::default(),
             in_flight: 0,
             moved: false,
+            turn_bytes: 0,
             tun_gone: false,
         }
     }
@@ -171,12 +187,13 @@ impl<D: Driver> DataWorker<D> {
     }
 
     /// A read that waits for a buffer needs the next turn, which brings buffers home; else sleep until something
-    /// happens or latencies are due.
+    /// happens or latencies or captured packets are due.
     fn wait(&self) -> Wait {
         if !self.backlog.is_empty() || !self.flushable.is_empty() {
             return Wait::Not;
         }
-        self.reporter.deadline().map_or(Wait::Forever, Wait::Until)
+        let tap = self.tap.as_ref().and_then(|tap| tap.deadline());
+        self.reporter.deadline().into_iter().chain(tap).min().map_or(Wait::Forever, Wait::Until)
     }
 
     /// One turn.
@@ -190,6 +207,7 @@ impl<D: Driver> DataWorker<D> {
         self.count_turn(reaped);
         let now = self.driver.now();
         self.take_orders()?;
+        self.queue.look(now);
         for completion in completions.drain(..) {
             match completion {
                 Completion::TunRead { lease, bytes } => self.on_tun_read(lease, bytes as usize, now),
@@ -208,15 +226,19 @@ impl<D: Driver> DataWorker<D> {
         self.counters.staged.set(self.stage.packets() as u64);
         self.record_turn(reaped, now);
         self.reporter.tick(now);
+        if let Some(tap) = &mut self.tap {
+            tap.tick(now);
+        }
         Ok(())
     }
 
-    /// Takes over what the protocol thread decided since the last turn.
+    /// Takes over what was decided since the last turn.
     fn take_orders(&mut self) -> io::Result<()> {
         while let Ok(order) = self.orders.try_recv() {
             match order {
                 Order::Rebind(sockets) => self.driver.rebind(sockets)?,
                 Order::Change(change) => self.take_change(change),
+                Order::Tap(tap) => self.tap = tap,
             }
         }
         Ok(())
@@ -227,7 +249,8 @@ impl<D: Driver> DataWorker<D> {
         match *update {
             Update::Current { peer, session: Some(_) } => self.flushable.push_back(peer),
             Update::PeerRemoved { peer } | Update::DropStaged { peer } => {
-                self.counters.count_drop(DropReason::NoSession, self.stage.discard(peer));
+                let discarded = self.stage.discard(peer);
+                self.lose(Some(peer), discarded, DropReason::NoSession);
                 self.hold(peer, false);
             }
             Update::Endpoint { peer, .. } => self.refusals.forget(peer),
@@ -240,7 +263,9 @@ impl<D: Driver> DataWorker<D> {
     pub fn on_tun_read(&mut self, lease: Lease, bytes: usize, now: Time) {
         self.counters.tun_reads.add(1);
         self.moved = true;
-        record(&mut self.reporter.recorder().read_bytes, bytes.saturating_sub(VNET_HDR_BYTES) as u64);
+        let inner_bytes = bytes.saturating_sub(VNET_HDR_BYTES) as u64;
+        self.turn_bytes += inner_bytes;
+        record(&mut self.reporter.recorder().read_bytes, inner_bytes);
         self.backlog.push_back(TunRead { lease, read: Read { bytes, resume: None, at: now } });
     }
 
@@ -248,6 +273,7 @@ impl<D: Driver> DataWorker<D> {
     pub fn on_received(&mut self, mut lease: Lease, received: &Received, now: Time) {
         self.counters.receives.add(1);
         self.moved = true;
+        self.turn_bytes += u64::from(received.bytes);
         record(&mut self.reporter.recorder().receive_datagrams, received.datagrams().len() as u64);
         if self.flags.paused.load(Ordering::Relaxed) {
             let count = received.datagrams().len() as u64;
@@ -257,10 +283,14 @@ impl<D: Driver> DataWorker<D> {
         } else {
             let slot = lease.slot();
             let context = Context { view: &self.view, now, counters: &self.counters };
-            let DataWorker { coalescer, findings, .. } = self;
-            inbound::datagrams(&mut lease, slot, received, &context, coalescer, findings);
+            let DataWorker { queue, coalescer, findings, .. } = self;
+            inbound::datagrams(&mut lease, slot, received, &context, queue, coalescer, findings);
             self.hand_over(&lease, received);
             self.take_note(received, now);
+            if let Some(tap) = &mut self.tap {
+                tap.refused_packets(&lease, &self.findings.refused, received.from, &self.view, now);
+            }
+            self.findings.refused.clear();
         }
         self.driver.lend(lease);
     }
@@ -289,7 +319,7 @@ impl<D: Driver> DataWorker<D> {
                 peer.endpoint = peer.endpoint.map(|known| Endpoint { local: received.to, ..known });
                 continue;
             }
-            if note(&heard, &peer.activity, now) {
+            if heard.note(&peer.activity, now) {
                 self.outbox.news(heard.peer);
             }
             let roamed = Arrival::Roamed { local_index: heard.local_index, from: here };
@@ -312,7 +342,7 @@ impl<D: Driver> DataWorker<D> {
                 self.trains.give(buffer);
             }
             match self.walk(&mut lease, read, now) {
-                Progress::Done => self.driver.lend(lease),
+                Progress::Done | Progress::Dropped(_) => self.driver.lend(lease),
                 Progress::Train(train) => self.adopt(lease, train, read.at),
                 Progress::Stage(peer, packets) => {
                     read.resume.get_or_insert(0);
@@ -339,6 +369,9 @@ impl<D: Driver> DataWorker<D> {
             let segments = self.counters.out_packets.get() - before;
             record(&mut self.reporter.recorder().read_segments, segments);
         }
+        if let (Progress::Dropped(reason), Some(tap)) = (progress, &mut self.tap) {
+            tap.read(&buffer[..read.bytes], read.resume, reason, &self.view, now);
+        }
         progress
     }
 
@@ -349,9 +382,20 @@ impl<D: Driver> DataWorker<D> {
 
     fn put_on_stage(&mut self, peer: PeerIndex, bytes: Box<[u8]>, read: Read, packets: usize, now: Time) {
         let staged = self.stage.push(peer, StagedRead { bytes, read, packets }, now);
-        self.counters.count_drop(DropReason::StageFull, staged.dropped);
+        self.lose(Some(peer), staged.dropped, DropReason::StageFull);
         if staged.ask {
             self.ask_for_session(peer);
+        }
+    }
+
+    /// Drops what was staged, for `peer` if it is that of all.
+    fn lose(&mut self, peer: Option<PeerIndex>, reads: Vec<StagedRead>, reason: DropReason) {
+        let now = self.driver.now();
+        for staged in reads {
+            if let Some(tap) = &mut self.tap {
+                tap.read(&staged.bytes, staged.read.resume, reason, &self.view, now);
+            }
+            self.view.count_drop(&self.counters, peer, reason, staged.packets as u64);
         }
     }
 
@@ -368,7 +412,7 @@ impl<D: Driver> DataWorker<D> {
             while let Some(mut staged) = self.stage.pop(peer) {
                 let progress = self.walk(&mut staged.bytes, staged.read, now);
                 match progress {
-                    Progress::Done => {
+                    Progress::Done | Progress::Dropped(_) => {
                         let waited = now.since(staged.read.at);
                         record(&mut self.reporter.recorder().staged, waited.as_nanos());
                     }
@@ -413,19 +457,28 @@ impl<D: Driver> DataWorker<D> {
         trains.extend(self.trains.drain());
         for mut train in trains.drain(..) {
             let context = Context { view: &self.view, now, counters: &self.counters };
-            let sealing = outbound::seal(&mut train, &context);
-            let sealed = self.driver.clock();
+            let to = self.view.endpoint(train.to.peer);
+            let ready = to.and_then(|to| Ok((to, outbound::reserve(&mut train, &context)?)));
+            if let Some(tap) = &mut self.tap {
+                tap.train(&train, ready.as_ref().err().copied(), &self.view, now);
+            }
+            let ready = ready.map(|(to, sealing)| {
+                sealing.seal(&mut train);
+                to
+            });
+            let sealed = moment(&self.driver);
             let Train { buffer, start, to: To { peer, tos }, bytes, segment_bytes, datagrams, started } =
                 train;
             let part = Part { slot: buffer.slot(), start, len: bytes };
             self.driver.lend(buffer);
-            let to = match sealing.and_then(|()| self.note_sent(peer, bytes, now)) {
+            let to = match ready {
                 Ok(to) => to,
                 Err(reason) => {
-                    self.counters.count_drop(reason, datagrams.into());
+                    self.view.count_drop(&self.counters, Some(peer), reason, datagrams.into());
                     continue;
                 }
             };
+            self.note_sent(peer, datagrams, bytes, now);
             let send = Send { peer, to, tos, part, segment_bytes, datagrams, started, sealed };
             let segments_max = self.segments_max(peer, segment_bytes, now);
             self.in_flight += send_in_pieces(&mut self.driver, send, segments_max);
@@ -433,18 +486,16 @@ impl<D: Driver> DataWorker<D> {
         self.ready = trains;
     }
 
-    /// Notes that `bytes` go to `peer`, and tells where that is.
-    fn note_sent(&mut self, peer: PeerIndex, bytes: u32, now: Time) -> Result<Endpoint, DropReason> {
-        let entry = self.view.peer(peer).ok_or(DropReason::NoRoute)?;
-        let endpoint = entry.endpoint.ok_or(DropReason::NoEndpoint)?;
-        if let Some(session) = &entry.current {
-            let mut tell = entry.activity.data_sent(bytes.into(), now);
+    /// Notes that `datagrams` of `bytes` in all go to `peer`.
+    fn note_sent(&mut self, peer: PeerIndex, datagrams: u16, bytes: u32, now: Time) {
+        let Some(entry) = self.view.peer(peer) else { return };
+        if let Some(session) = entry.sealing(now) {
+            let mut tell = entry.activity.data_sent(datagrams.into(), bytes.into(), now);
             tell |= session.rekey_due_on_send(now) && entry.activity.ask_to_rekey(now);
             if tell {
                 self.outbox.news(peer);
             }
         }
-        Ok(endpoint)
     }
 
     /// Outbound, step 10.
@@ -456,12 +507,16 @@ impl<D: Driver> DataWorker<D> {
                 self.counters.trains.add(1);
                 self.counters.sent_datagrams.add(datagrams);
                 self.counters.sent_bytes.add(send.part.len.into());
+                self.turn_bytes += u64::from(send.part.len);
                 let moments = Departure { read: send.started, sealed: send.sealed, sent: now };
                 self.reporter.record_departure(moments, datagrams);
             }
             Err(error) => {
                 if !self.send_again(send, error, now) {
-                    self.counters.count_drop(DropReason::SendError, datagrams);
+                    self.view.count_drop(&self.counters, Some(send.peer), DropReason::SendError, datagrams);
+                    if let Some(tap) = &mut self.tap {
+                        tap.refused_send(&send, &self.view, now);
+                    }
                 }
             }
         }
@@ -481,7 +536,9 @@ impl<D: Driver> DataWorker<D> {
         }
         if send.datagrams > 1 && train_is_refused(error) {
             self.counters.train_retries.add(1);
-            let segments_max = self.refusals.learn(&send, error, now).min(self.train_segments_max);
+            let (segments_max, refusal) = self.refusals.learn(&send, error, now);
+            self.self_check.refused(refusal, error, now, Some(now + REFUSED_TIME));
+            let segments_max = segments_max.min(self.train_segments_max);
             self.in_flight += send_in_pieces(&mut self.driver, send, segments_max);
             return true;
         }
@@ -498,7 +555,7 @@ impl<D: Driver> DataWorker<D> {
         let mut joined = None;
         for mut gather in self.coalescer.drain() {
             gather.reaped = now;
-            gather.joined = *joined.get_or_insert_with(|| self.driver.clock());
+            gather.joined = *joined.get_or_insert_with(|| moment(&self.driver));
             self.in_flight += 1;
             self.driver.write(gather);
         }
@@ -508,22 +565,44 @@ impl<D: Driver> DataWorker<D> {
     pub fn on_written(&mut self, gather: Gather, result: Result<(), Errno>, now: Time) {
         self.in_flight -= 1;
         let packets = u64::from(gather.packets);
-        match result {
+        let dropped = match result {
             Ok(()) => {
                 self.counters.tun_writes.add(1);
                 self.counters.written_packets.add(packets);
                 self.counters.written_bytes.add(gather.inner_bytes() as u64);
+                self.turn_bytes += gather.inner_bytes() as u64;
                 let Gather { received, reaped, joined, .. } = gather;
                 let moments = Delivery { received, reaped, opened: joined, written: now };
                 self.reporter.record_delivery(moments, packets);
                 record(&mut self.reporter.recorder().write_bytes, gather.inner_bytes() as u64);
+                None
             }
+            Err(Errno::EINVAL) if packets > 1 => return self.write_in_pieces(gather, now),
             // A TUN that is down says EIO at once.
-            Err(Errno::EIO) => self.counters.count_drop(DropReason::TunDown, packets),
+            Err(Errno::EIO) => Some(DropReason::TunDown),
             Err(error) => {
                 self.tun_gone |= error == Errno::EBADFD;
-                self.counters.count_drop(DropReason::TunWriteError, packets);
+                Some(DropReason::TunWriteError)
             }
+        };
+        if let Some(reason) = dropped {
+            self.counters.count_drop(reason, packets);
+        }
+        if let Some(tap) = &mut self.tap {
+            tap.write(&gather, dropped, &self.driver, &self.view, now);
+        }
+        self.coalescer.recycle(gather);
+    }
+
+    /// Writes the packets of a refused superpacket one by one, behind what was queued with it. A kernel may refuse one and
+    /// take another, so the next is tried whole again.
+    fn write_in_pieces(&mut self, gather: Gather, now: Time) {
+        self.counters.write_retries.add(1);
+        let refusal = Refusal::Superpacket { tcp: gather.is_tcp() };
+        self.self_check.refused(refusal, Errno::EINVAL, now, Some(now + REFUSED_TIME));
+        for packet in self.coalescer.apart(&gather) {
+            self.in_flight += 1;
+            self.driver.write(packet);
         }
         self.coalescer.recycle(gather);
     }
@@ -550,7 +629,8 @@ impl<D: Driver> DataWorker<D> {
             self.fill_trains(now);
             self.flush_trains(now);
         }
-        self.counters.count_drop(DropReason::NoSession, self.stage.discard_all());
+        let reads = self.stage.discard_all();
+        self.lose(None, reads, DropReason::NoSession);
         self.counters.staged.set(0);
         self.reporter.flush(self.driver.now());
         Ok(())
@@ -558,12 +638,13 @@ impl<D: Driver> DataWorker<D> {
 
     /// Turns that moved nothing say nothing about speed, and an idle worker must not record that it had nothing to record.
     fn record_turn(&mut self, completions: u64, now: Time) {
-        if self.moved {
-            let length = self.driver.clock().since(now);
+        let bytes = std::mem::take(&mut self.turn_bytes);
+        if std::mem::take(&mut self.moved) {
+            let length = moment(&self.driver).since(now);
             let recorder = self.reporter.recorder();
             record(&mut recorder.turn, length.as_nanos());
             record(&mut recorder.turn_completions, completions);
-            self.moved = false;
+            record(&mut recorder.turn_bytes, bytes);
         }
     }
 
@@ -576,14 +657,6 @@ impl<D: Driver> DataWorker<D> {
     }
 }
 
-/// Notes what a receive said of its sender. True if the protocol thread must be told to look.
-fn note(heard: &Heard, activity: &Activity, now: Time) -> bool {
-    let mut tell = activity.received(heard.bytes, heard.data, now);
-    tell |= heard.confirmed && activity.tell(News::Confirmed);
-    tell |= heard.rekey_due && activity.ask_to_rekey(now);
-    tell
-}
-
 /// Without UDP_SEGMENT trains are still how datagrams share a buffer; they are then sent one by one.
 fn limits(train_segments_max: u16) -> TrainLimits {
     let segments_max = if train_segments_max > 1 { train_segments_max } else { TRAIN_SEGMENTS_SAFE };
@@ -591,18 +664,7 @@ fn limits(train_segments_max: u16) -> TrainLimits {
     TrainLimits { segments_max, bytes_max: TRAIN_BYTES_MAX }
 }
 
-/// As few submissions as the limits allow, in order; returns how many.
-fn send_in_pieces<D: Driver>(driver: &mut D, train: Send, segments_max: u16) -> usize {
-    let Part { slot, start, len } = train.part;
-    let stride = u32::from(train.segment_bytes).max(1);
-    let datagrams_max = u32::from(segments_max).min(TRAIN_BYTES_MAX / stride).max(1);
-    let count = u32::from(train.datagrams).div_ceil(datagrams_max);
-    for piece in 0..count {
-        let first = piece * datagrams_max;
-        let datagrams = datagrams_max.min(u32::from(train.datagrams) - first);
-        let skip = first * stride;
-        let part = Part { slot, start: start + skip, len: (datagrams * stride).min(len - skip) };
-        driver.send(Send { part, datagrams: datagrams as u16, ..train });
-    }
-    count as usize
+/// This moment, for what is recorded.
+fn moment(driver: &impl Driver) -> Time {
+    if RECORDS { driver.clock() } else { driver.now() }
 }

@@ -1,19 +1,22 @@
 //! Opens what a tunnel consists of: TUN queues, sockets, the interface, the view of peers.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::interface::Interface;
 use super::outer::Outer;
-use crate::control::config::{DeviceConfig, Offloads};
+use crate::control::config::DeviceConfig;
+use crate::control::logging;
 use crate::control::peer::PeerConfig;
 use crate::dataplane::view::View;
 use crate::io::descriptor;
 use crate::io::message::Devices;
-use crate::io::tun::{self, OffloadSwitches, Tun, TunOffloads, TunRequest};
+use crate::io::tun::{self, OffloadSwitches, TUNSETOFFLOAD_REFUSED, Tun, TunOffloads, TunRequest};
 use crate::io::udp::{self, BUSY_PATIENCE, Steering, UdpGroup, UdpRequest};
+use crate::stats::offloads::{Found, Offload, SelfCheck};
 
 /// Bytes of socket buffer per worker and direction: the default holds three trains.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
@@ -27,6 +30,10 @@ pub struct Device {
     pub queues: Vec<Devices>,
     /// What the TUN takes off us.
     pub offloads: TunOffloads,
+    /// The same and more, for those who watch.
+    pub self_check: Arc<SelfCheck>,
+    /// Where datagrams arrive.
+    pub listen_port: u16,
     /// Datagrams per send at most; 1 without UDP_SEGMENT.
     pub train_segments_max: u16,
     /// What workers start with: in plaintext mode all there is to know.
@@ -67,17 +74,21 @@ pub fn open(config: &DeviceConfig) -> anyhow::Result<Device> {
     };
     let outer = (!config.plaintext).then(|| Outer::new(request, &sockets)).transpose()?;
     let tun = open_tun(config)?;
+    logging::name_interface(&tun.name);
     let literal = config.peers.iter().filter_map(|peer| peer.endpoint.as_ref()?.address());
     let endpoints: Vec<_> = view.endpoints().chain(literal).collect();
     let interface = Interface::new(&tun, config, &endpoints)?;
     interface.configure()?;
-    report(&tun, &sockets, config.offloads);
+    report(&tun, &sockets);
+    let self_check = Arc::new(check(&tun, &sockets, config));
     let queues =
         tun.queues.into_iter().zip(sockets.workers).map(|(tun, sockets)| Devices { tun, sockets }).collect();
     Ok(Device {
         interface,
         queues,
         offloads: tun.offloads,
+        self_check,
+        listen_port: sockets.port,
         train_segments_max: sockets.train_segments_max,
         view,
         outer,
@@ -128,17 +139,18 @@ fn socket_request(config: &DeviceConfig) -> UdpRequest {
         address: config.listen.address,
         port: config.listen.port,
         workers: config.queues,
-        gro: config.offloads.udp_gro,
-        gso: config.offloads.udp_gso,
+        gro: config.allows(Offload::Gro),
+        gso: config.allows(Offload::Gso),
         buffer_bytes: SOCKET_BUFFER_BYTES,
         steering: if config.plaintext { Steering::SourcePort } else { Steering::ReceiverIndex },
+        steer: config.allows(Offload::Steering),
         fwmark: config.fwmark,
         patience: BUSY_PATIENCE,
     }
 }
 
 fn open_tun(config: &DeviceConfig) -> anyhow::Result<Tun> {
-    let offloads = OffloadSwitches { tso: config.offloads.tso, uso: config.offloads.uso };
+    let offloads = OffloadSwitches { tso: config.allows(Offload::Tso), uso: config.allows(Offload::Uso) };
     if let Some(descriptor) = config.tun_fd {
         let descriptor = descriptor::take(descriptor).context("the TUN's descriptor that was handed in")?;
         return Ok(tun::from_fd(descriptor, offloads)?);
@@ -146,22 +158,35 @@ fn open_tun(config: &DeviceConfig) -> anyhow::Result<Tun> {
     Ok(tun::open(&TunRequest { name: config.tun.clone(), queues: config.queues, offloads })?)
 }
 
-/// One line for what is up, one for each thing the kernel does not give us.
-fn report(tun: &Tun, sockets: &UdpGroup, wanted: Offloads) {
+/// One line for what is up, one for each thing besides offloads that the kernel does not give us.
+fn report(tun: &Tun, sockets: &UdpGroup) {
     let made = if tun.created { "created" } else { "attached" };
     tracing::info!("{} {made} with {} queues, UDP port {}", tun.name, tun.queues.len(), sockets.port);
-    if wanted.tso && !tun.offloads.tso {
-        tracing::warn!("{}: no TCP segmentation on the TUN; every packet is a read of its own", tun.name);
-    }
-    if wanted.uso && wanted.tso && !tun.offloads.uso {
-        tracing::warn!(
-            "{}: no UDP segmentation on the TUN (Linux 6.2 has it); continuing with TCP only",
-            tun.name
-        );
-    }
     for note in &sockets.notes {
         tracing::warn!("{note}");
     }
+}
+
+/// How the offloads of interface and sockets were found; those of io_uring are not known yet.
+fn check(tun: &Tun, sockets: &UdpGroup, config: &DeviceConfig) -> SelfCheck {
+    let check = SelfCheck::new(&tun.name);
+    let refused_by_tun = |there: bool| (!there).then_some(TUNSETOFFLOAD_REFUSED);
+    for (offload, refusal) in [
+        (Offload::Tso, refused_by_tun(tun.offloads.tso)),
+        (Offload::Uso, refused_by_tun(tun.offloads.uso)),
+        (Offload::Gso, sockets.refusal(Offload::Gso)),
+        (Offload::Gro, sockets.refusal(Offload::Gro)),
+        (Offload::Steering, sockets.refusal(Offload::Steering)),
+    ] {
+        let found = match refusal {
+            _ if !config.allows(offload) => Found::SwitchedOff,
+            _ if offload == Offload::Steering && config.queues == 1 => Found::Unneeded("there is one worker"),
+            Some(how) => Found::Refused(how.to_owned()),
+            None => Found::On,
+        };
+        check.found(offload, found);
+    }
+    check
 }
 
 #[cfg(test)]

@@ -2,9 +2,11 @@
 //! and datagrams out. The simulation drives it as [`super::protocol`] does.
 
 use super::handoff::{Arrival, Order, Orders};
+use super::handshake_log;
 use super::tunnel::Tunnel;
 use crate::dataplane::view::Change;
 use crate::proto::output::{Handled, Transmit};
+use crate::stats::recorder::Handshakes;
 use crate::time::{Time, WallTime};
 
 /// The tunnel, and the ways to the workers.
@@ -13,12 +15,13 @@ pub struct Exchange {
     pub tunnel: Tunnel,
     /// One for each worker.
     pub workers: Vec<Orders>,
+    handshakes: Handshakes,
 }
 
 impl Exchange {
-    /// Puts both together.
-    pub fn new(tunnel: Tunnel, workers: Vec<Orders>) -> Exchange {
-        Exchange { tunnel, workers }
+    /// Puts both together; how long handshakes take is recorded in `handshakes`.
+    pub fn new(tunnel: Tunnel, workers: Vec<Orders>, handshakes: Handshakes) -> Exchange {
+        Exchange { tunnel, workers, handshakes }
     }
 
     /// Takes in what a worker handed over, with `queued` others behind it. What became of a handshake message; `None` for
@@ -27,7 +30,7 @@ impl Exchange {
         match arrival {
             Arrival::Handshake { bytes, len, from } => {
                 let handled = self.tunnel.device.handle_datagram(&bytes[..len], from, queued, now, wall);
-                tracing::trace!("handshake message from {}: {handled:?}", from.remote);
+                handshake_log::handled(handled, from, &self.tunnel);
                 Some(handled)
             }
             Arrival::Roamed { local_index, from } => {
@@ -49,6 +52,7 @@ impl Exchange {
     /// network. `told` hears what workers are told.
     pub fn speak(&mut self, mut told: impl FnMut(&Change, &Tunnel), mut send: impl FnMut(&Transmit)) {
         while let Some(change) = self.tunnel.poll_change() {
+            handshake_log::told(&change, &self.tunnel);
             told(&change, &self.tunnel);
             for worker in &mut self.workers {
                 worker.give(Order::Change(change.clone()));
@@ -56,7 +60,11 @@ impl Exchange {
         }
         self.workers.iter_mut().for_each(Orders::wake);
         while let Some(transmit) = self.tunnel.device.poll_transmit() {
+            handshake_log::sent(&transmit, &self.tunnel);
             send(&transmit);
+        }
+        while let Some(round_trip) = self.tunnel.device.poll_round_trip() {
+            self.handshakes.record(round_trip);
         }
     }
 }

@@ -1,13 +1,15 @@
-//! What passes between the workers and the protocol thread; never a data packet.
+//! What passes between the workers and the threads beside them; never a data packet, copies for a capture aside.
 //!
 //! ```text
 //! worker ── arrivals: handshake messages, roaming ──▶ protocol thread     bounded; what finds no room is dropped and counted
 //! worker ── news: "look at this peer" ─────────────▶ protocol thread     at most one per peer on its way
 //! protocol thread ── orders ───────────────────────▶ each worker         the same for all, in the same order
+//! capture thread ── orders: a tap, or none ────────▶ each worker         see [`super::tap`] for what comes back
 //! ```
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
+use super::tap::Tap;
 use crate::dataplane::allowed_ips::PeerIndex;
 use crate::dataplane::view::Change;
 use crate::io::udp::WorkerSockets;
@@ -80,7 +82,12 @@ pub struct Inbox {
 
 /// Both ends of the way from the workers to the protocol thread.
 pub fn to_protocol() -> (Outbox, Inbox) {
-    let (arrivals_in, arrivals) = bounded(ARRIVALS_MAX);
+    to_protocol_with_room(ARRIVALS_MAX)
+}
+
+/// The same with room for so many arrivals.
+pub fn to_protocol_with_room(arrivals: usize) -> (Outbox, Inbox) {
+    let (arrivals_in, arrivals) = bounded(arrivals);
     let (news_in, news) = unbounded();
     (Outbox { arrivals: arrivals_in, news: news_in }, Inbox { arrivals, news })
 }
@@ -92,10 +99,12 @@ pub enum Order {
     Change(Change),
     /// Send and receive on these sockets from now on.
     Rebind(WorkerSockets),
+    /// Let packets be captured, or no longer.
+    Tap(Option<Box<Tap>>),
 }
 
-/// The protocol thread's way to one worker.
-#[derive(Debug)]
+/// A way to one worker: the protocol thread's, or the capture thread's.
+#[derive(Clone, Debug)]
 pub struct Orders {
     orders: Sender<Order>,
     waker: Option<Waker>,
@@ -121,9 +130,9 @@ impl Orders {
     }
 }
 
-/// Both ends of the way from the protocol thread to one worker, which `waker` wakes.
+/// Both ends of the way to one worker, which `waker` wakes.
 ///
-/// Without room limit: the protocol thread must never wait for a worker. A worker takes everything at each turn.
+/// Without room limit: nobody must ever wait for a worker. A worker takes everything at each turn.
 pub fn to_worker(waker: Option<Waker>) -> (Orders, Receiver<Order>) {
     let (orders, receiver) = unbounded();
     (Orders { orders, waker, pending: false }, receiver)

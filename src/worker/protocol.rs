@@ -5,13 +5,14 @@
 //! [`super::exchange`]; here are its sleep, its clock, its sockets and its operator.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, never, select};
 use nix::errno::Errno;
 
 use super::exchange::Exchange;
-use super::handoff::{Arrival, Inbox, Order, Orders};
+use super::handoff::{Arrival, Inbox, Order};
 use super::names::Names;
 use super::outer::Outer;
 use super::reload::{self, Followed};
@@ -25,6 +26,7 @@ use crate::io::clock;
 use crate::io::udp::BUSY_PATIENCE;
 use crate::proto::keys::PublicKey;
 use crate::proto::output::Transmit;
+use crate::stats::settings::Settings;
 use crate::time::{Span, Time};
 
 /// Arrivals taken in one go before anything else gets its turn.
@@ -74,6 +76,8 @@ struct Waiting {
 pub struct Protocol {
     exchange: Exchange,
     outer: Outer,
+    /// Told of another port.
+    settings: Arc<Settings>,
     names: Names,
     /// One per client at most: clients wait for their answer.
     waiting: Vec<Waiting>,
@@ -81,17 +85,16 @@ pub struct Protocol {
 
 impl Protocol {
     /// Puts the parts together.
-    pub fn new(tunnel: Tunnel, outer: Outer, workers: Vec<Orders>, names: Names) -> Protocol {
-        Protocol { exchange: Exchange::new(tunnel, workers), outer, names, waiting: Vec::new() }
+    pub fn new(exchange: Exchange, outer: Outer, settings: Arc<Settings>, names: Names) -> Protocol {
+        Protocol { exchange, outer, settings, names, waiting: Vec::new() }
     }
 
-    /// Works until told to stop.
+    /// Works until told to stop. What is to be said before anything happens was said by [`Protocol::speak`].
     pub fn run(mut self, sources: &Sources) {
         let Sources { inbox, commands, notices, addresses } = sources;
         // A channel whose other end has gone is always ready: it must leave the selection.
         let (mut commands, mut addresses) = (commands.clone(), addresses.clone());
         loop {
-            self.speak();
             select! {
                 recv(inbox.news) -> peer => {
                     let Ok(peer) = peer else { return };
@@ -115,7 +118,9 @@ impl Protocol {
                         self.exchange.link_changed(up, mtu, clock::now(), clock::wall());
                     }
                     Ok(Notice::Follow(config, reply)) => {
-                        let _ = reply.send(self.follow(&config));
+                        let followed = self.follow(&config);
+                        self.speak();
+                        let _ = reply.send(followed);
                     }
                     Ok(Notice::Stop) | Err(_) => return,
                 },
@@ -125,6 +130,7 @@ impl Protocol {
             if self.patience().is_zero() {
                 self.exchange.tunnel.device.handle_timeout(clock::now(), clock::wall());
             }
+            self.speak();
         }
     }
 
@@ -137,8 +143,9 @@ impl Protocol {
         deadline.map_or(LONG, |at| Duration::from_nanos(at.since(clock::now()).as_nanos()))
     }
 
-    /// Says what follows from what happened.
-    fn speak(&mut self) {
+    /// Says what follows from what happened. Workers take orders in front of packets: what they were told before somebody sends
+    /// one counts for it.
+    pub fn speak(&mut self) {
         let Protocol { exchange, outer, names, .. } = self;
         exchange.speak(
             |change, tunnel| look_up_again(names, change, tunnel),
@@ -168,7 +175,7 @@ impl Protocol {
                 let _ = reply.send(self.exchange.tunnel.state(self.outer.port(), self.outer.fwmark()));
             }
             Command::Peers(reply) => {
-                let _ = reply.send(self.exchange.tunnel.watched_peers());
+                let _ = reply.send(self.exchange.tunnel.watched_peers(clock::now(), clock::wall()));
             }
             Command::Set(request, reply) => {
                 let now = clock::now();
@@ -185,6 +192,8 @@ impl Protocol {
             waiting.next_try = now + PORT_PAUSE;
             self.waiting.push(waiting);
         } else {
+            // Whoever is told that it is done may send a packet at once.
+            self.speak();
             let _ = waiting.reply.send(result);
         }
     }
@@ -198,6 +207,7 @@ impl Protocol {
     /// Whole or not at all: what can fail comes first.
     fn set(&mut self, request: &SetRequest) -> Result<(), Errno> {
         let sockets = self.outer.change(request.listen_port, request.fwmark)?;
+        self.settings.set_listen_port(self.outer.port());
         for (worker, sockets) in self.exchange.workers.iter_mut().zip(sockets) {
             worker.give(Order::Rebind(sockets));
         }
@@ -233,11 +243,14 @@ fn look_up_again(names: &Names, change: &Change, tunnel: &Tunnel) {
 
 #[cfg(test)]
 mod tests {
-    use crossbeam_channel::unbounded;
+    use crossbeam_channel::{bounded, unbounded};
 
     use super::*;
+    use crate::control::uapi::PeerChange;
     use crate::io::udp::{self, Steering, UdpRequest};
     use crate::proto::output::Update;
+    use crate::stats::recorder::Handshakes;
+    use crate::worker::handoff;
 
     /// A protocol thread's own, on loopback, with one peer whose endpoint is a name, and where its addresses arrive.
     fn protocol(peer: PublicKey) -> (Protocol, Receiver<(PublicKey, SocketAddr)>) {
@@ -249,6 +262,7 @@ mod tests {
             gso: false,
             buffer_bytes: 1,
             steering: Steering::ReceiverIndex,
+            steer: false,
             fwmark: 0,
             patience: Span::ZERO,
         };
@@ -257,7 +271,37 @@ mod tests {
         let names = Names::new([(peer, "localhost:9".parse().unwrap())].into(), found).unwrap();
         let mut tunnel = Tunnel::new(1, [1; 32]);
         tunnel.device.add_peer(peer).unwrap();
-        (Protocol::new(tunnel, Outer::new(request, &group).unwrap(), Vec::new(), names), addresses)
+        let exchange = Exchange::new(tunnel, Vec::new(), Handshakes::default());
+        let outer = Outer::new(request, &group).unwrap();
+        (Protocol::new(exchange, outer, Arc::default(), names), addresses)
+    }
+
+    #[test]
+    fn workers_are_told_before_whoever_asked_is_answered() {
+        let key = PublicKey::from_bytes([7; 32]);
+        let (mut protocol, _addresses) = protocol(key);
+        let (worker, orders) = handoff::to_worker(None);
+        protocol.exchange.workers.push(worker);
+        protocol.speak();
+        assert_ne!(orders.try_iter().count(), 0, "the peer from the start");
+        let removal = PeerChange {
+            public_key: key,
+            update_only: false,
+            remove: true,
+            preshared_key: None,
+            endpoint: None,
+            persistent_keepalive: None,
+            replace_allowed_ips: false,
+            allowed_ips: Vec::new(),
+        };
+        let request = SetRequest { peers: vec![removal], ..SetRequest::default() };
+        // Without room: the answer waits for whoever looks at the orders first.
+        let (reply, answer) = bounded(0);
+        let obeying = std::thread::spawn(move || protocol.obey(Command::Set(Box::new(request), reply)));
+        let told = orders.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert!(matches!(told, Order::Change(Change::Peer(Update::PeerRemoved { .. }))), "{told:?}");
+        assert_eq!(answer.recv(), Ok(Ok(())));
+        obeying.join().unwrap();
     }
 
     #[test]

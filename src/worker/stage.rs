@@ -54,10 +54,10 @@ pub struct Stage {
 }
 
 /// What became of a staged read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Staged {
-    /// Older packets, or its own, that went for lack of room.
-    pub dropped: u64,
+    /// Older reads, or itself, that went for lack of room.
+    pub dropped: Vec<StagedRead>,
     /// Whether the protocol thread should be told that a session is wanted.
     pub ask: bool,
 }
@@ -71,17 +71,17 @@ impl Stage {
             packets: 0,
             asked_at: now,
         });
-        let mut dropped = 0;
+        let mut dropped = Vec::new();
         let room = STAGED_BYTES_MAX.saturating_sub(read.memory_bytes());
         while queue.packets + read.packets > STAGED_PACKETS_MAX || self.bytes > room {
             let Some(oldest) = queue.reads.pop_front() else { break };
             queue.packets -= oldest.packets;
             self.bytes -= oldest.memory_bytes();
             self.packets -= oldest.packets;
-            dropped += oldest.packets as u64;
+            dropped.push(oldest);
         }
         if self.bytes > room {
-            dropped += read.packets as u64;
+            dropped.push(read);
         } else {
             self.bytes += read.memory_bytes();
             self.packets += read.packets;
@@ -123,19 +123,19 @@ impl Stage {
         self.packets
     }
 
-    /// Drops what waits for `peer`; says how many packets.
-    pub fn discard(&mut self, peer: PeerIndex) -> u64 {
-        let Some(queue) = self.queues.remove(&peer) else { return 0 };
+    /// Takes out all that waits for `peer`.
+    pub fn discard(&mut self, peer: PeerIndex) -> Vec<StagedRead> {
+        let Some(queue) = self.queues.remove(&peer) else { return Vec::new() };
         self.bytes -= queue.reads.iter().map(StagedRead::memory_bytes).sum::<usize>();
         self.packets -= queue.packets;
-        queue.packets as u64
+        queue.reads.into()
     }
 
-    /// Drops everything; says how many packets.
-    pub fn discard_all(&mut self) -> u64 {
+    /// Takes out everything.
+    pub fn discard_all(&mut self) -> Vec<StagedRead> {
         self.bytes = 0;
         self.packets = 0;
-        self.queues.drain().map(|(_, queue)| queue.packets as u64).sum()
+        self.queues.drain().flat_map(|(_, queue)| queue.reads).collect()
     }
 }
 
@@ -150,6 +150,10 @@ mod tests {
         StagedRead { bytes: vec![mark; bytes].into(), read, packets }
     }
 
+    fn packets<'a>(reads: impl IntoIterator<Item = &'a StagedRead>) -> usize {
+        reads.into_iter().map(|read| read.packets).sum()
+    }
+
     fn marks(stage: &mut Stage, peer: PeerIndex) -> Vec<u8> {
         std::iter::from_fn(|| stage.pop(peer)).map(|read| read.bytes[0]).collect()
     }
@@ -157,7 +161,8 @@ mod tests {
     #[test]
     fn the_newest_128_packets_wait_in_order() {
         let mut stage = Stage::default();
-        let dropped: u64 = (0..200u8).map(|mark| stage.push(1, read(mark, 1, 100), NOW).dropped).sum();
+        let dropped: usize =
+            (0..200u8).map(|mark| packets(&stage.push(1, read(mark, 1, 100), NOW).dropped)).sum();
         assert_eq!(dropped, 72);
         assert_eq!(marks(&mut stage, 1), (72..200).collect::<Vec<_>>());
     }
@@ -166,7 +171,7 @@ mod tests {
     fn a_superpacket_counts_as_its_segments() {
         let mut stage = Stage::default();
         for (mark, dropped) in [(1, 0), (2, 0), (3, 45)] {
-            assert_eq!(stage.push(1, read(mark, 45, 60_000), NOW).dropped, dropped);
+            assert_eq!(packets(&stage.push(1, read(mark, 45, 60_000), NOW).dropped), dropped);
         }
         assert_eq!(marks(&mut stage, 1), [2, 3]);
     }
@@ -176,11 +181,11 @@ mod tests {
         let mut stage = Stage::default();
         let (mut kept, mut dropped) = (0, 0);
         for peer in 0..1000 {
-            dropped += stage.push(peer, read(0, 45, 60_000), NOW).dropped;
+            dropped += packets(&stage.push(peer, read(0, 45, 60_000), NOW).dropped);
             kept += 1;
         }
         assert!(stage.bytes <= STAGED_BYTES_MAX);
-        assert_eq!(kept * 45 - dropped, stage.discard_all());
+        assert_eq!(kept * 45 - dropped, packets(&stage.discard_all()));
         assert_eq!(stage.bytes, 0);
     }
 
@@ -188,13 +193,13 @@ mod tests {
     fn small_packets_count_with_what_keeping_them_takes() {
         let mut stage = Stage::default();
         for peer in 0..5000 {
-            (0..128).for_each(|_| assert!(stage.push(peer, read(0, 1, 44), NOW).dropped <= 1));
+            (0..128).for_each(|_| assert!(stage.push(peer, read(0, 1, 44), NOW).dropped.len() <= 1));
         }
         let queues = stage.queues.values().map(|queue| &queue.reads);
         let memory: usize =
             queues.map(|reads| reads.capacity() * size_of::<StagedRead>() + reads.len() * 44).sum();
         assert!(memory <= STAGED_BYTES_MAX, "{memory} bytes");
-        assert!(stage.discard_all() > 10_000);
+        assert!(stage.discard_all().len() > 10_000);
     }
 
     #[test]
@@ -203,7 +208,7 @@ mod tests {
         assert!(stage.push(1, read(0, 1, 100), NOW).ask);
         assert!(!stage.push(1, read(0, 1, 100), NOW).ask);
         assert!(stage.push(1, read(0, 1, 100), NOW + ASK_AGAIN).ask);
-        assert_eq!(stage.discard(1), 3);
+        assert_eq!(stage.discard(1).len(), 3);
         assert!(stage.push(1, read(0, 1, 100), NOW + ASK_AGAIN).ask);
     }
 

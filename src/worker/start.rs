@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use anyhow::Context;
 use crossbeam_channel::{Receiver, unbounded};
 use zeroize::Zeroizing;
 
+use super::exchange::Exchange;
 use super::handoff::Orders;
 use super::names::Names;
 use super::outer::Outer;
@@ -18,23 +20,31 @@ use crate::control::peer::PeerConfig;
 use crate::control::uapi::{AllowedIpChange, PeerChange, SetRequest};
 use crate::io::clock;
 use crate::proto::keys::PublicKey;
+use crate::stats::recorder::Handshakes;
+use crate::stats::settings::Settings;
 
-/// The protocol thread's body, told what `config` says, and where it hears of the addresses of names.
+/// The protocol thread's body, told what `config` says, and where it hears of the addresses of names. It records how long
+/// handshakes take in `handshakes`.
 ///
 /// # Errors
 /// No random seed, no thread for names.
 pub fn protocol(
     config: &DeviceConfig,
     outer: Outer,
+    settings: Arc<Settings>,
     workers: Vec<Orders>,
+    handshakes: Handshakes,
 ) -> anyhow::Result<(Protocol, Receiver<(PublicKey, SocketAddr)>)> {
     let mut seed = Zeroizing::new([0; 32]);
     getrandom::fill(&mut *seed).context("the kernel gives no random numbers")?;
     let mut tunnel = Tunnel::new(workers.len(), *seed);
     tunnel.apply(&request(config), clock::now(), clock::wall());
+    // Set up by us already. A packet that comes before the supervisor's first news must begin a handshake, too.
+    tunnel.device.set_up(config.set_up, clock::now(), clock::wall());
     let (found, addresses) = unbounded();
     let names = Names::new(endpoints(&config.peers), found)?;
-    Ok((Protocol::new(tunnel, outer, workers, names), addresses))
+    let exchange = Exchange::new(tunnel, workers, handshakes);
+    Ok((Protocol::new(exchange, outer, settings, names), addresses))
 }
 
 /// The configuration as a request, without port and mark: the sockets have them already.

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use zeroize::Zeroize;
 
-use crate::control::observer::WatchedPeer;
 use crate::control::uapi::{DeviceState, PeerChange, PeerState, SetRequest};
+use crate::control::watched::WatchedPeer;
 use crate::dataplane::allowed_ips::{AllowedIps, PeerIndex};
 use crate::dataplane::view::Change;
 use crate::proto::device::Device;
@@ -134,15 +134,28 @@ impl Tunnel {
         std::mem::take(&mut self.routes_are_news).then(|| Change::Routes(self.routes.clone()))
     }
 
-    /// What may be shown of the peers.
-    pub fn watched_peers(&self) -> Vec<WatchedPeer> {
+    /// What may be shown of the peers. Both peers and prefixes lie in the order of the peers' indices, so one look at each will
+    /// do.
+    pub fn watched_peers(&self, now: Time, wall: WallTime) -> Vec<WatchedPeer> {
+        // A clock that was set back makes it no younger than just now.
+        let age = |handshake: WallTime| (wall.as_secs_f64() - handshake.as_secs_f64()).max(0.0);
+        let mut prefixes = self.prefixes.iter().peekable();
         let peers = self.device.peers().map(|(peer, status)| WatchedPeer {
             public_key: *status.public_key,
             endpoint: status.endpoint.map(|endpoint| endpoint.remote),
-            allowed_ips: self.prefixes_of(peer).collect(),
-            last_handshake: status.last_handshake,
-            rx_bytes: status.rx_bytes,
-            tx_bytes: status.tx_bytes,
+            allowed_ips: std::iter::from_fn(|| prefixes.next_if(|(owner, _)| *owner == peer))
+                .map(|(_, prefix)| *prefix)
+                .collect(),
+            handshake_age_seconds: status.last_handshake.map(age),
+            keypair_age_seconds: status.keyed_at.map(|keyed_at| now.since(keyed_at).as_secs_f64()),
+            handshakes: status.round_trips.count,
+            handshake_ns_last: status.round_trips.last.as_nanos(),
+            handshake_ns_min: status.round_trips.least.as_nanos(),
+            rx_bytes: status.activity.rx_bytes(),
+            rx_packets: status.activity.rx_packets(),
+            tx_bytes: status.activity.tx_bytes(),
+            tx_packets: status.activity.tx_packets(),
+            drops: status.activity.drops().collect(),
             persistent_keepalive: status.keepalive,
         });
         peers.collect()
@@ -155,8 +168,8 @@ impl Tunnel {
             preshared_key: status.preshared_key.clone(),
             endpoint: status.endpoint.map(|endpoint| endpoint.remote),
             last_handshake: status.last_handshake.unwrap_or_default(),
-            tx_bytes: status.tx_bytes,
-            rx_bytes: status.rx_bytes,
+            tx_bytes: status.activity.tx_bytes(),
+            rx_bytes: status.activity.rx_bytes(),
             persistent_keepalive: status.keepalive,
             allowed_ips: self.prefixes_of(peer).collect(),
         });

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::modes::{EVERYTHING, Ends, MODES};
-use crate::rig::{Family, Rig, inner};
+use crate::rig::{Family, Rig, inner, wait_until};
 use crate::traffic::{Iperf, ping};
 use crate::tunnel::{DRIVERS, Pair, Tunnel};
 
@@ -51,15 +51,15 @@ fn an_idle_tunnel_sleeps() {
     for io in DRIVERS {
         let pair = Pair::start(&rig, Family::V4, &format!("--io {io} --queues 2"));
         ping(&rig.hosts[0], inner(Family::V4, 1), 10, 1420);
-        // Latencies of the last packets are due a second after them.
-        thread::sleep(Duration::from_millis(2500));
-        let before = [&pair.near, &pair.far].map(voluntary_switches);
-        thread::sleep(Duration::from_secs(2));
-        let after = [&pair.near, &pair.far].map(voluntary_switches);
-        println!("{io}: {before:?} switches, two seconds later {after:?}");
-        for (before, after) in before.iter().zip(after) {
-            assert!(after - before <= IDLE_SWITCHES_MAX, "{io}: {} switches while idle", after - before);
-        }
+        // Latencies of the last packets are due a second after them; what the kernel has to say about a new interface comes
+        // when it comes.
+        wait_until("two seconds in which both sleep", || {
+            let before = [&pair.near, &pair.far].map(voluntary_switches);
+            thread::sleep(Duration::from_secs(2));
+            let after = [&pair.near, &pair.far].map(voluntary_switches);
+            println!("{io}: {before:?} switches, two seconds later {after:?}");
+            before.iter().zip(after).all(|(before, after)| after - before <= IDLE_SWITCHES_MAX)
+        });
         pair.stop();
     }
 }

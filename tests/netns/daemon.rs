@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use base64ct::{Base64, Encoding as _};
+use uringvpn::stats::drop::DropReason;
+use uringvpn::stats::snapshot::Snapshot;
 
 use crate::raw_peer::{Identity, RawPeer, open_socket};
 use crate::raw_session::Key;
@@ -135,6 +137,18 @@ impl<'r> Daemon<'r> {
 
     pub fn set_private_key(&self, identity: &Identity) {
         self.set(&format!("private-key {}", write_key(&self.files, "other-key", &identity.private)));
+    }
+
+    /// What `uringvpn show` tells of it.
+    pub fn shown(&self) -> Snapshot {
+        let json = self.host.run(&format!("{PROGRAM} show --json {}", self.interface));
+        serde_json::from_str(&json).unwrap()
+    }
+
+    /// Packets dropped for `reason` so far.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        let drops = self.shown().drops;
+        drops.iter().filter(|dropped| dropped.reason == reason.label()).map(|dropped| dropped.packets).sum()
     }
 
     /// A socket on its host, at its inner address.

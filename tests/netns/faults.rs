@@ -8,9 +8,10 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use uringvpn::proto::keys::PublicKey;
 use uringvpn::stats::drop::DropReason;
+use uringvpn::stats::snapshot::Snapshot;
 
 use crate::modes::{BEFORE_ROUTES, EVERYTHING, Ends, MODES, interface, make_key};
-use crate::rig::{Family, Host, Rig, inner, wait_until};
+use crate::rig::{Family, Host, Rig, inner, wait_equal, wait_until};
 use crate::traffic::{Sample, ping, reaches, udp_trains_in_order};
 use crate::tunnel::{DRIVERS, PROGRAM, Tunnel};
 
@@ -20,6 +21,11 @@ fn flood(from: &Host, to: &str, count: usize, bytes: usize) -> usize {
     let to: SocketAddr = format!("{to}:9").parse().unwrap();
     let datagram = vec![7; bytes];
     (0..count).filter(|_| socket.send_to(&datagram, to).is_ok()).count()
+}
+
+/// What `uringvpn show` tells of the tunnel with the interface `link`.
+fn shown(host: &Host, link: &str) -> Snapshot {
+    serde_json::from_str(&host.run(&format!("{PROGRAM} show {link} --json"))).unwrap()
 }
 
 /// One ping after a silence, answered however late.
@@ -73,19 +79,16 @@ fn a_wire_that_takes_no_more_loses_packets_and_nothing_else() {
             ping(near, inner(Family::V6, 1), 10, 1420);
             // A queue that holds whatever it gets: what we send fills our own socket buffers.
             near.run("tc qdisc add dev to-b root tbf rate 1mbit burst 70kb limit 100mb");
-            flood(near, "10.9.0.2", 12_000, 1300);
-            wait_until("a full socket", || {
-                let sockets = near.run("ss -uanm");
-                let queued = sockets
-                    .split(['(', ','])
-                    .filter_map(|field| field.strip_prefix('t')?.parse::<u32>().ok());
-                queued.max() > Some(1 << 20)
+            wait_until("sends to be refused", || {
+                // A busy worker reads only some of them, and the socket takes megabytes.
+                flood(near, "10.9.0.2", 2_000, 1300);
+                let drops = shown(near, &ends.links[0]).drops;
+                drops.iter().any(|dropped| dropped.reason == DropReason::SendError.label())
             });
             near.run("tc qdisc del dev to-b root");
             wait_until("an answer", || reaches(near, inner(Family::V4, 1)));
             answers(near);
             let [near_report, far_report] = ends.stop();
-            assert!(near_report.dropped(DropReason::SendError) > 0, "{}", near_report.output);
             let expected = [DropReason::SendError, BEFORE_ROUTES];
             assert_eq!(near_report.dropped_otherwise(&expected), 0, "{}", near_report.output);
             assert_eq!(far_report.dropped_otherwise(&[BEFORE_ROUTES]), 0, "{}", far_report.output);
@@ -180,8 +183,12 @@ fn configured(host: &Host, options: &str, peers: &str) -> (Tunnel, String, tempf
     std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let words = format!("{PROGRAM} -f --config {} --stats-interval 86400 {options}", file.display());
     let tunnel = Tunnel::spawn(&mut host.command(words.split_whitespace()));
-    tunnel.wait_up();
-    wait_until("the interface to be up", || host.run("ip -o link").contains(&format!("{link}:")));
+    // Its workers know their peers when it can be looked at.
+    let socket = format!("/var/run/uringvpn/{link}.sock");
+    wait_until("the tunnel is up", || {
+        assert!(tunnel.is_alive(), "ended early: {}", tunnel.output());
+        std::path::Path::new(&socket).exists()
+    });
     host.run(&format!("ip route add 10.20.0.0/14 dev {link}"));
     (tunnel, link, directory)
 }
@@ -201,11 +208,11 @@ fn packets_that_have_nowhere_to_go_are_dropped_for_the_right_reason() {
     let peers = peer(1, "AllowedIPs = 10.20.1.0/24")
         + &peer(2, "AllowedIPs = 10.20.2.0/24\nEndpoint = 192.0.2.99:51820");
     for io in DRIVERS {
-        let (tunnel, ..) = configured(host, &format!("--io {io} --queues 1"), &peers);
+        let (tunnel, link, _directory) = configured(host, &format!("--io {io} --queues 1"), &peers);
         for to in ["10.20.1.1", "10.20.2.1", "10.20.3.1"] {
             assert_eq!(flood(host, to, 200, 100), 200);
         }
-        thread::sleep(Duration::from_millis(200));
+        wait_equal("all to be read", 600, || shown(host, &link).counters["out_packets"]);
         let report = tunnel.stop();
         let drops =
             [DropReason::NoEndpoint, DropReason::NoRoute, DropReason::StageFull, DropReason::NoSession]
@@ -227,19 +234,23 @@ fn five_thousand_dead_peers_cost_little_memory() {
         let _ = write!(peers, "{}", dead(number));
         peers
     });
-    let (tunnel, ..) = configured(host, "--queues 1", &peers);
+    let (tunnel, link, _directory) = configured(host, "--queues 1", &peers);
     let before = tunnel.memory_bytes("VmRSS");
     let socket = host.inside(|| UdpSocket::bind("0.0.0.0:0").unwrap());
-    for round in 0..40u32 {
-        for number in 0..PEERS {
+    // A busy worker reads only some of them.
+    wait_until("the stage to be full", || {
+        for number in (0..10).flat_map(|_| 0..PEERS) {
             let [_, _, high, low] = number.to_be_bytes();
-            let _ = socket.send_to(&[round as u8; 32], (std::net::Ipv4Addr::new(10, 20, high, low), 9));
+            let _ = socket.send_to(&[7; 32], (std::net::Ipv4Addr::new(10, 20, high, low), 9));
         }
-    }
+        let drops = shown(host, &link).drops;
+        drops
+            .iter()
+            .any(|dropped| dropped.reason == DropReason::StageFull.label() && dropped.packets > 10_000)
+    });
     let grown = tunnel.memory_bytes("VmRSS").saturating_sub(before);
     println!("{PEERS} dead peers: {before} bytes resident, {grown} more with packets that wait");
     assert!(grown < 48 << 20, "{grown} bytes more");
     let report = tunnel.stop();
-    assert!(report.dropped(DropReason::StageFull) > 10_000, "{}", report.output);
     assert!(report.dropped(DropReason::NoSession) > 10_000, "{}", report.output);
 }

@@ -5,8 +5,8 @@ use std::thread;
 use uringvpn::stats::drop::DropReason;
 
 use crate::rig::{FAMILIES, Family, Host, Rig, inner, outer, wait_until};
-use crate::traffic::{Iperf, Sample, ping, reaches, udp_trains_in_order};
-use crate::tunnel::{DRIVERS, Pair, Tunnel};
+use crate::traffic::{Iperf, Sample, is_silent, ping, reaches, udp_trains_in_order};
+use crate::tunnel::{DRIVERS, Pair, TUN, Tunnel};
 
 const QUEUES: [u8; 3] = [1, 2, 4];
 /// Bytes of a transfer that shall notice anything wrong.
@@ -90,20 +90,22 @@ fn tcp_in_order(rig: &Rig, iperf: &Iperf, inside: Family, options: &str, case: &
 
 #[track_caller]
 fn udp_without_loss(rig: &Rig, iperf: &Iperf, inside: Family, options: &str, case: &str) {
-    let options = format!("--udp --bitrate 20M --length 1200 --bytes 2M {options}");
+    let options = format!("--udp --bitrate 10M --length 1200 --bytes 1M {options}");
     let overflowed = || {
         let both = rig.hosts.iter().map(|host| host.overflowed(51820));
         both.fold((0, 0), |sum, host| (sum.0 + host.0, sum.1 + host.1))
     };
-    let before = overflowed();
+    // The kernel's: it holds 500 packets for each of our queues.
+    let not_read = || rig.hosts.iter().map(|host| host.statistic(TUN, "tx_dropped")).sum::<u64>();
+    let (before, not_read_before) = (overflowed(), not_read());
     let measured = iperf.run(&rig.hosts[0], inner(inside, 1), &options);
     let number = |name| measured.number("sum", name);
-    let after = overflowed();
+    let (after, not_read) = (overflowed(), not_read() - not_read_before);
     assert_eq!(after.1 - before.1, 0, "{case}: lost in front of the tunnel");
-    // iperf3's own buffer holds some 40 ms: what overflows there on a busy machine has crossed the tunnel.
-    let read_too_late = (after.0 - before.0) as f64;
+    // iperf3's own buffer holds some 80 ms: what overflows there on a busy machine has crossed the tunnel.
+    let read_too_late = (after.0 - before.0 + not_read) as f64;
     assert_eq!((number("lost_packets"), number("out_of_order")), (read_too_late, 0.0), "{case}");
-    assert!(number("packets") >= 1500.0, "{case}: {} packets", number("packets"));
+    assert!(number("packets") >= 750.0, "{case}: {} packets", number("packets"));
 }
 
 #[test]
@@ -223,7 +225,7 @@ fn each_peer_gets_what_its_allowed_ips_say_and_cannot_speak_for_another() {
         assert!(!b.command(forged).output().unwrap().status.success());
         assert_eq!(c_heard(c), before);
         // And an address that is nobody's has no peer to go to.
-        assert!(!reaches(hub, "10.9.0.77".parse().unwrap()));
+        assert!(is_silent(hub, "10.9.0.77".parse().unwrap()));
         let report = middle.stop();
         assert_eq!(report.dropped(DropReason::SourceNotAllowed), 5, "{}", report.output);
         assert!(report.dropped(DropReason::NoRoute) >= 1, "{}", report.output);

@@ -3,7 +3,7 @@
 use std::thread;
 
 use crate::ends::{End, Keys, Program, far_endpoint, installed, join};
-use crate::rig::{FAMILIES, Family, Host, Rig, inner, wait_at_most, wait_until};
+use crate::rig::{FAMILIES, Family, Host, Rig, inner, wait_until};
 use crate::traffic::{ping, reaches};
 
 /// Two programs, of which the first begins.
@@ -91,6 +91,7 @@ fn sessions_are_renewed_without_losing_a_packet() {
         let Some(couple) = Couple::start(programs, family, number % 3 == 0) else { return };
         let before = couple.handshakes();
         let pings = |from: &Host, to| {
+            // Never waits long for the last: its answer is awaited below.
             let words = format!("ping -n -q -i 0.25 -W 5 -c {PINGS} {to}");
             from.command(words.split_whitespace()).stdout(std::process::Stdio::piped()).spawn().unwrap()
         };
@@ -136,7 +137,7 @@ fn a_program_that_was_restarted_and_waits_is_found_again_by_the_other() {
         let Some(mut couple) = Couple::start(programs, Family::V4, false) else { return };
         couple.restart(1);
         // After 15 seconds without an answer there is a new handshake; boringtun waits longer.
-        wait_at_most(60, "an answer after the restart", || reaches(couple.near(), inner(Family::V4, 1)));
+        wait_until("an answer after the restart", || reaches(couple.near(), inner(Family::V4, 1)));
         ping(couple.far(), inner(Family::V6, 0), 3, 1420);
     });
 }

@@ -14,7 +14,10 @@ use std::time::Duration;
 use crate::ends::{End, Keys, PORT, Program};
 use crate::filter;
 use crate::rig::{Family, Host, Rig, inner, outer, wait_until};
-use crate::traffic::{answered, reaches};
+use crate::traffic::{is_silent, ping, reaches};
+
+/// How long the router knows who does not speak.
+const FORGETS_SECONDS: u64 = 4;
 
 struct Natted {
     rig: Rig,
@@ -36,7 +39,7 @@ impl Natted {
         translate(router, "");
         router.inside(|| {
             for file in ["nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"] {
-                fs::write(format!("/proc/sys/net/netfilter/{file}"), "2").unwrap();
+                fs::write(format!("/proc/sys/net/netfilter/{file}"), FORGETS_SECONDS.to_string()).unwrap();
             }
         });
         client_host.run(&format!("ip route add default via {}", outer(Family::V4, 1, 1)));
@@ -86,13 +89,14 @@ fn a_client_behind_nat_stays_reachable_by_its_keepalives_and_only_by_them() {
     let Some(natted) = Natted::start("persistent-keepalive 1") else { return };
     assert_eq!(natted.seen(), format!("{}:{PORT}", outer(Family::V4, 2, 1)));
     let [client_host, server_host] = [natted.client_host(), natted.server_host()];
-    sleep(Duration::from_secs(3));
-    assert!(reaches(server_host, inner(Family::V4, 0)), "the router should still know the client");
+    sleep(Duration::from_secs(FORGETS_SECONDS + 1));
+    // The router still knows the client.
+    ping(server_host, inner(Family::V4, 0), 1, 100);
     natted.client.wg(client_host, &format!("peer {} persistent-keepalive 0", natted.keys[1].public));
-    sleep(Duration::from_millis(3500));
-    assert!(!reaches(server_host, inner(Family::V4, 0)), "the router should have forgotten the client");
+    sleep(Duration::from_secs(FORGETS_SECONDS + 2));
+    assert!(is_silent(server_host, inner(Family::V4, 0)), "the router should have forgotten the client");
     wait_until("an answer once the client speaks", || reaches(client_host, inner(Family::V4, 1)));
-    assert!(reaches(server_host, inner(Family::V4, 0)));
+    ping(server_host, inner(Family::V4, 0), 1, 100);
 }
 
 #[test]
@@ -100,10 +104,11 @@ fn a_new_translation_costs_at_most_one_packet_in_either_direction() {
     let Some(natted) = Natted::start("") else { return };
     for port in 40_001..40_009 {
         translate(natted.router(), &format!("to :{port}"));
-        let from_client = answered(natted.client_host(), inner(Family::V4, 1), 6, "");
-        assert!(from_client >= 5, "{from_client} of 6 answered after the client spoke from port {port}");
-        let from_server = answered(natted.server_host(), inner(Family::V4, 0), 6, "");
-        assert!(from_server >= 5, "{from_server} of 6 answered by the client at port {port}");
+        // The first packet may be lost, no other.
+        reaches(natted.client_host(), inner(Family::V4, 1));
+        ping(natted.client_host(), inner(Family::V4, 1), 5, 100);
+        reaches(natted.server_host(), inner(Family::V4, 0));
+        ping(natted.server_host(), inner(Family::V4, 0), 5, 100);
         assert_eq!(natted.seen(), format!("{}:{port}", outer(Family::V4, 2, 1)));
     }
 }

@@ -10,7 +10,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use crate::daemon::Daemon;
 use crate::raw_peer::{Identity, RawPeer, Stamp};
 use crate::raw_session::{Session, echo_reply, number};
-use crate::rig::{Family, Rig, outer, wait_until};
+use crate::rig::{Family, PATIENCE, Rig, outer, wait_equal, wait_until};
 
 /// How long nothing may come where nothing must.
 pub const SILENCE: Duration = Duration::from_millis(150);
@@ -110,7 +110,7 @@ fn every_handshake_has_an_index_and_an_ephemeral_key_that_tell_nothing() {
             // They take turns, so that each keeps its distance of 20 ms.
             let initiation = peer.initiation(1, Stamp::now());
             peer.send(&initiation.message);
-            let response = peer.hear_within(Duration::from_secs(10)).expect("a response");
+            let response = peer.hear_within(PATIENCE).expect("a response");
             ones += number(&response.bytes[4..8]).count_ones();
             assert!(
                 seen.insert(response.bytes[4..8].to_vec()) && seen.insert(response.bytes[12..44].to_vec())
@@ -161,7 +161,7 @@ fn the_endpoint_follows_every_authentic_message() {
         let here = peer.socket.local_addr().unwrap().to_string();
         wait_until("the endpoint follows", || daemon.show("endpoints", &peer) == here);
         emit(&inside, &peer, 77, 100);
-        let give_up = Instant::now() + Duration::from_secs(10);
+        let give_up = Instant::now() + PATIENCE;
         while !session
             .open(&peer.hear(4).bytes)
             .is_some_and(|(_, packet)| packet.len() > 90 && emitted(&packet) == 77)
@@ -217,7 +217,39 @@ fn bytes_are_counted_as_the_kernel_counts_them() {
             Some(number)
         );
     }
-    assert_eq!(daemon.show("transfer", &peer), "1460\t1372");
+    // What was sent is counted when the kernel says so, which may be after it was heard.
+    wait_equal("bytes", "1460\t1372".to_owned(), || daemon.show("transfer", &peer));
+    daemon.stop();
+}
+
+#[test]
+fn show_tells_what_passed_between_us_and_a_peer_and_what_of_it_was_dropped() {
+    let Some(rig) = Rig::pair() else { return };
+    let daemon = Daemon::start(&rig, "--queues 2");
+    let peer = daemon.peer(&rig, 2);
+    let mut session = peer.handshake(1);
+    let keepalive = session.seal(&[]);
+    (0..3).for_each(|_| peer.send(&keepalive));
+    let mut forged = session.seal(&[]);
+    *forged.last_mut().unwrap() ^= 1;
+    peer.send(&forged);
+    let stranger = daemon.stranger(&rig.hosts[1], Ipv4Addr::new(192, 0, 2, 2));
+    peer.send(&session.seal(&stranger.echo_request(Ipv4Addr::new(10, 9, 0, 1), &[]).0));
+    peer.ping(&mut session);
+    let shown = daemon.shown();
+    let json = serde_json::to_string(&shown).unwrap();
+    let [told] = &shown.peers[..] else { panic!("one peer: {json}") };
+    let drops = [("bad_tag", 1), ("replayed", 2), ("source_not_allowed", 1)];
+    assert!(told.drops.iter().map(|(reason, packets)| (reason.as_str(), *packets)).eq(drops), "{json}");
+    let of_all: u64 = shown.drops.iter().map(|dropped| dropped.packets).sum();
+    assert_eq!(of_all, 4, "{json}");
+    // The forged message and the two copies did not come from the peer.
+    assert_eq!(told.rx_packets, shown.counters["in_datagrams"] - 3, "{json}");
+    assert!(told.tx_packets > shown.counters["sent_datagrams"], "a response besides: {json}");
+    let handshakes = shown.distributions.iter().find(|row| row.name == "handshake").unwrap();
+    assert_eq!((told.handshakes, handshakes.count), (1, 1), "{json}");
+    assert!(told.handshake_ns_last > 0 && told.handshake_ns_last == told.handshake_ns_min, "{json}");
+    assert!(told.keypair_age_seconds >= told.handshake_age_seconds.map(|age| age - 1.0), "{json}");
     daemon.stop();
 }
 
@@ -230,7 +262,7 @@ fn handshakes_are_marked_af41_and_congestion_bits_cross_both_ways() {
     for (tos, outside) in [(0, 0), (0xb8, 0), (2, 2), (0xb9, 1)] {
         setsockopt(&inside, sockopt::Ipv4Tos, &tos).unwrap();
         emit(&inside, &peer, 0, 100);
-        let mut heard = peer.hear_within(Duration::from_secs(10)).unwrap();
+        let mut heard = peer.hear_within(PATIENCE).unwrap();
         if heard.kind() == 1 {
             assert_eq!(heard.tos, 0x88);
             peer.send(&peer.respond(&heard.bytes, 1).message);
@@ -267,7 +299,7 @@ fn handshakes_are_marked_af41_and_congestion_bits_cross_both_ways() {
             packet.extend(word.to_be_bytes());
         }
         peer.send(&session.seal(&packet));
-        let came = crate::raw_peer::hear_on(&inside, Duration::from_secs(10)).unwrap();
+        let came = crate::raw_peer::hear_on(&inside, PATIENCE).unwrap();
         assert_eq!((came.tos, &came.bytes[..]), (delivered, &b"ecn!"[..]), "{outer:#x} around {inner:#x}");
     }
     daemon.stop();
@@ -304,8 +336,8 @@ fn while_the_interface_is_down_nothing_leaves_and_nobody_is_answered() {
     let mut session = peer.handshake(1);
     peer.ping(&mut session);
     daemon.host.run(&format!("ip link set {} down", daemon.interface));
-    thread::sleep(SILENCE);
-    peer.hear_all(Duration::ZERO);
+    wait_until("it is noticed", || daemon.process.output().contains(" is down: pausing"));
+    peer.hear_all(SILENCE);
     daemon.set_peer(&peer, "persistent-keepalive 1");
     peer.send(&session.seal(&peer.echo_request(Ipv4Addr::new(10, 9, 0, 1), &[]).0));
     peer.send(&peer.initiation(2, Stamp::now()).message);

@@ -18,15 +18,14 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, 
 use nix::sys::time::TimeSpec;
 
 use crate::raw_session::{Key, Session, Tag, echo_reply, extended, keyed, labelled, number};
+use crate::rig::PATIENCE;
 
 const PATTERN: &str = "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s";
 const PROLOGUE: &[u8] = b"WireGuard v1 zx2c4 Jason@zx2c4.com";
 /// What mac1 and mac2 take at the end of a handshake message.
 const MACS_BYTES: usize = 32;
-/// How long something that must come may take.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// When something is sent again that may have been lost or refused. Late enough for the first answer to be there.
-const AGAIN: Duration = Duration::from_secs(2);
+const AGAIN: Duration = Duration::from_secs(5);
 
 static SEQUENCE: AtomicU16 = AtomicU16::new(1);
 

@@ -1,6 +1,7 @@
 //! `uringvpn report` of a tunnel under load: the page, what it holds, and how a browser shows it.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -8,7 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::modes::{EVERYTHING, Ends, Mode};
-use crate::rig::{Family, Rig, inner};
+use crate::rig::{Family, Host, Rig, inner, wait_until};
 use crate::traffic::Iperf;
 use crate::tunnel::PROGRAM;
 
@@ -60,6 +61,14 @@ fn count(distributions: &Value, name: &str) -> u64 {
     found["buckets"].as_array().unwrap().iter().map(|bucket| bucket[1].as_u64().unwrap()).sum()
 }
 
+/// The mean of the values of a histogram.
+fn mean(distributions: &Value, name: &str) -> f64 {
+    let all = distributions.as_array().unwrap();
+    let found = all.iter().find(|distribution| distribution["name"] == name).unwrap();
+    let product = |bucket: &Value| bucket[0].as_f64().unwrap() * bucket[1].as_f64().unwrap();
+    found["buckets"].as_array().unwrap().iter().map(product).sum::<f64>() / count(distributions, name) as f64
+}
+
 fn counted(log: &str) -> Vec<u64> {
     let output = Command::new("python3").args(["-c", LOG_READER, log]).output().unwrap();
     assert!(output.status.success(), "{log}: {}", String::from_utf8_lossy(&output.stderr));
@@ -102,6 +111,15 @@ fn a_report_of_a_tunnel_under_load_draws_what_moved() {
     }
     let outbound = count(&run["distributions"], "outbound");
     assert_eq!(outbound, count(&run["distributions"], "outbound_seal"));
+    // The histograms tell two digits, of the clock nothing is lost.
+    for (whole, stages) in [
+        ("outbound", &["outbound_seal", "outbound_send"][..]),
+        ("inbound", &["inbound_queue", "inbound_open", "inbound_write"]),
+    ] {
+        let sum: f64 = stages.iter().map(|stage| mean(&run["distributions"], stage)).sum();
+        let whole = mean(&run["distributions"], whole);
+        assert!((sum - whole).abs() <= whole / 50.0, "{stages:?}: {sum} of {whole}");
+    }
     let logged = counted(&file(&format!("{name}-outbound.hlog")));
     assert_eq!((logged.len(), logged.iter().sum::<u64>()), (3, outbound));
     assert_eq!(counted(&file(&format!("{name}-inbound.hlog"))).len(), 3);
@@ -112,6 +130,9 @@ fn a_report_of_a_tunnel_under_load_draws_what_moved() {
     assert!(lines.iter().filter(drawn).count() >= 12, "{} lines", lines.len());
     assert!(text.matches("class=\"heat\"").count() > 6 && text.contains("class=\"b b0\""));
     assert!(text.contains(&format!("<h1>{name} ")) && !text.contains("NaN"));
+    for part in ["<code>multishot-read</code>", "encrypted", "2, uring", "1420", "51820"] {
+        assert!(text.contains(&format!("<td>{part}</td>")), "{part}");
+    }
 
     // The page is the data of the next: drawn again and beside itself, nothing differs.
     let again = file("again.html");
@@ -163,4 +184,78 @@ fn a_report_that_cannot_be_written_says_so_at_once_and_leaves_nothing() {
     let left: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert_eq!(left, [Path::new(&other)]);
     ends.stop();
+}
+
+/// `words` in a shell on `host`, with `directory` a file system of so many bytes that only they see.
+fn on_a_small_disk(host: &Host, directory: &TempDir, bytes: u32, words: &str) -> Output {
+    let directory = directory.path().display();
+    let script = format!("mount -t tmpfs -o size={bytes} none {directory} && cd {directory} && {words}");
+    host.command(["sh", "-c", &script]).output().unwrap()
+}
+
+#[test]
+fn a_full_or_read_only_disk_is_named_and_leaves_the_old_report_and_no_half_one() {
+    let Some(rig) = Rig::pair() else { return };
+    let near = &rig.hosts[0];
+    let ends = Ends::start(&rig, Mode::Plain, "--queues 1", EVERYTHING);
+    let [data, disk] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let json = within(&data, "run.json");
+    reported(&[&ends.links[0], "--seconds", "1", "-o", "/dev/null", "--json", &json]);
+    ends.stop();
+    let old = "echo old > report.html";
+    let from = format!("{PROGRAM} report --from {json}");
+    let full = "head -c 100000 /dev/zero > fill 2> /dev/null";
+    for (words, reason) in [
+        (format!("{old}; {from} -o report.html"), "cannot write report.html: No space left on device"),
+        (format!("{old}; {full}; {from} -o /dev/null --hlog ."), ".hlog: No space left on device"),
+        (
+            format!("{old}; {full}; {from} -o /dev/null --json run.json"),
+            "cannot write run.json: No space left on device",
+        ),
+        (
+            format!("{old}; mount -o remount,ro . && {from} -o report.html"),
+            "report.html: Read-only file system",
+        ),
+    ] {
+        let words = format!("{words}; echo $?; ls; cat report.html");
+        let output = on_a_small_disk(near, &disk, 16_384, &words);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.starts_with("uringvpn: ") && said.lines().count() == 1, "{words}: {said}");
+        assert!(said.contains(reason), "{words}: {said}");
+        let left = String::from_utf8(output.stdout).unwrap();
+        let left: Vec<_> = left.lines().filter(|line| *line != "fill").collect();
+        assert_eq!(left, ["1", "report.html", "old"], "{words}");
+    }
+}
+
+#[test]
+fn a_watch_that_the_tunnel_does_not_survive_is_drawn_as_far_as_it_went() {
+    let Some(rig) = Rig::pair() else { return };
+    let ends = Ends::start(&rig, Mode::Plain, "--queues 1", EVERYTHING);
+    let name = ends.links[0].clone();
+    let directory = tempfile::tempdir().unwrap();
+    let page = within(&directory, "report.html");
+    let mut command = Command::new(PROGRAM);
+    command.args(["report", &name, "--seconds", "3600", "-o", &page]).stdin(Stdio::null());
+    let mut watcher = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut notes = BufReader::new(watcher.stderr.take().unwrap());
+    let mut said = String::new();
+    notes.read_line(&mut said).unwrap();
+    assert_eq!(said, format!("watching {name} for 3600 s\n"));
+    // It looks once a second by the same clock.
+    let uptime = || {
+        let output = Command::new(PROGRAM).args(["show", &name, "--json"]).output().unwrap();
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()["uptime_seconds"].as_f64().unwrap()
+    };
+    let began = uptime();
+    wait_until("some seconds to pass", || uptime() > began + 3.0);
+    ends.stop();
+    notes.read_to_string(&mut said).unwrap();
+    assert!(watcher.wait().unwrap().success(), "{said}");
+    assert!(
+        said.contains("the tunnel ended in second ") && said.ends_with(&format!("wrote {page}\n")),
+        "{said}"
+    );
+    let text = fs::read_to_string(&page).unwrap();
+    assert!(text.contains("<p class=\"note\">the tunnel ended in second "));
 }

@@ -10,6 +10,7 @@
 //! ```
 
 use std::ffi::OsStr;
+use std::fmt::Debug;
 use std::fs::File;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -21,6 +22,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
+
+/// How long anything that must come may take before we call it a hang: a machine may be slow and busy with other things.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Held shared by ordinary tests, alone by those that load the machine or count what it does.
 static MACHINE: RwLock<()> = RwLock::new(());
@@ -69,6 +73,8 @@ impl Host {
             // Hosts in the tests speak when spoken to; idle must be idle.
             std::fs::write("/proc/sys/net/ipv6/conf/default/router_solicitations", "0").unwrap();
             std::fs::write("/proc/sys/net/ipv4/tcp_no_metrics_save", "1").unwrap();
+            // A tunnel that falls behind a flow tells it so: by marks, which let every packet still be accounted for.
+            std::fs::write("/proc/sys/net/ipv4/tcp_ecn", "1").unwrap();
         });
         host.run("ip link set lo up");
         host
@@ -137,18 +143,35 @@ impl Host {
 
     /// Datagrams that this host threw away because a socket's buffer was full: in all, and at sockets of `port`.
     pub fn overflowed(&self, port: u16) -> (u64, u64) {
-        let [v4, v6, snmp6] = self.inside(|| {
-            ["udp", "udp6", "snmp6"]
-                .map(|file| std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap())
-        });
+        let snmp6 = self.inside(|| std::fs::read_to_string("/proc/thread-self/net/snmp6").unwrap());
         let errors_v6 = snmp6.lines().find_map(|line| line.strip_prefix("Udp6RcvbufErrors")).unwrap();
         let all = self.counted("Udp", "RcvbufErrors") + errors_v6.trim().parse::<u64>().unwrap();
-        let port = format!(":{port:04X}");
-        let at_port = v4.lines().chain(v6.lines()).filter_map(|line| {
-            let mut columns = line.split_whitespace();
-            columns.nth(1)?.ends_with(&port).then(|| columns.last()?.parse::<u64>().ok()).flatten()
+        let lost = |columns: Vec<&str>| columns.last().unwrap().parse::<u64>().unwrap();
+        (all, self.sockets(port, lost).into_iter().sum())
+    }
+
+    /// Waits until all that has come to UDP sockets of `port` was read from them.
+    #[track_caller]
+    pub fn wait_read(&self, port: u16) {
+        let unread = || self.sockets(port, |columns| columns[4].ends_with(":00000000"));
+        wait_until("all datagrams to be read", || unread().into_iter().all(|empty| empty));
+    }
+
+    /// What `read` makes of the columns of /proc/net/udp and udp6, for each socket of `port`.
+    fn sockets<T>(&self, port: u16, read: impl Fn(Vec<&str>) -> T) -> Vec<T> {
+        let texts = self.inside(|| {
+            ["udp", "udp6"]
+                .map(|file| std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap())
         });
-        (all, at_port.sum())
+        let port = format!(":{port:04X}");
+        let lines = texts.iter().flat_map(|text| text.lines().skip(1));
+        let columns = lines.map(|line| line.split_whitespace().collect::<Vec<_>>());
+        columns.filter(|columns| columns[1].ends_with(&port)).map(read).collect()
+    }
+
+    /// A number from `/sys/class/net/LINK/statistics`, for example "tx_dropped".
+    pub fn statistic(&self, link: &str, name: &str) -> u64 {
+        self.run(&format!("cat /sys/class/net/{link}/statistics/{name}")).trim().parse().unwrap()
     }
 }
 
@@ -235,18 +258,39 @@ impl Rig {
     }
 }
 
-/// Polls `ready` for at most 10 seconds.
+/// Polls `ready` for at most [`PATIENCE`].
 #[track_caller]
 pub fn wait_until(what: &str, ready: impl FnMut() -> bool) {
-    wait_at_most(10, what, ready);
+    wait_at_most(PATIENCE, what, ready);
 }
 
-/// Polls `ready` for at most `seconds`; the only place that waits for something to come true.
+/// Polls `ready` for at most `patience`.
 #[track_caller]
-pub fn wait_at_most(seconds: u64, what: &str, mut ready: impl FnMut() -> bool) {
-    let give_up = Instant::now() + Duration::from_secs(seconds);
-    while !ready() {
-        assert!(Instant::now() < give_up, "waited in vain for: {what}");
+pub fn wait_at_most(patience: Duration, what: &str, mut ready: impl FnMut() -> bool) {
+    wait_within(patience, what, true, &mut ready);
+}
+
+/// Polls `value` until it is `expected`, for at most [`PATIENCE`], and says what it was instead.
+#[track_caller]
+pub fn wait_equal<T: PartialEq + Debug>(what: &str, expected: T, mut value: impl FnMut() -> T) {
+    wait_within(PATIENCE, what, expected, &mut value);
+}
+
+/// The only place that waits for something to come true.
+#[track_caller]
+fn wait_within<T: PartialEq + Debug>(
+    patience: Duration,
+    what: &str,
+    expected: T,
+    value: &mut dyn FnMut() -> T,
+) {
+    let give_up = Instant::now() + patience;
+    loop {
+        let found = value();
+        if found == expected {
+            return;
+        }
+        assert!(Instant::now() < give_up, "waited in vain for: {what}: {found:?}, not {expected:?}");
         thread::sleep(Duration::from_millis(5));
     }
 }

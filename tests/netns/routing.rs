@@ -2,24 +2,27 @@
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use uringvpn::stats::drop::DropReason;
 
 use crate::ends::{End, Keys, PORT, Program, far_endpoint, ours};
-use crate::rig::{Family, Host, Rig, inner, outer, wait_until};
-use crate::traffic::{Iperf, Sample, answered, ping, reaches};
+use crate::rig::{Family, Host, PATIENCE, Rig, inner, outer, wait_until};
+use crate::traffic::{Iperf, Sample, answered, is_silent, ping, ping_with, reaches};
 
-/// Sends one datagram from `from` to `socket` at `to`; whether it arrives.
+/// Sends one datagram from `from` to `socket` at `to`; whether it arrives soon.
 fn arrives(from: &UdpSocket, socket: &UdpSocket, to: SocketAddr) -> bool {
+    arrives_within(Duration::from_millis(500), from, socket, to)
+}
+
+fn arrives_within(patience: Duration, from: &UdpSocket, socket: &UdpSocket, to: SocketAddr) -> bool {
+    socket.set_read_timeout(Some(patience)).unwrap();
     from.send_to(b"X", to).unwrap();
     socket.recv(&mut [0; 8]).is_ok()
 }
 
 fn listen(host: &Host, address: SocketAddr) -> UdpSocket {
-    let socket = host.inside(|| UdpSocket::bind(address).unwrap());
-    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-    socket
+    host.inside(|| UdpSocket::bind(address).unwrap())
 }
 
 #[test]
@@ -32,7 +35,7 @@ fn a_source_that_another_peer_owns_by_a_longer_prefix_is_dropped_and_counted() {
     let receiver = listen(near, to);
     let sender = listen(far, SocketAddr::new(inner(Family::V4, 1), 0));
     ends[0].wg(near, &format!("peer {} allowed-ips 10.9.0.0/24", keys[1].public));
-    assert!(arrives(&sender, &receiver, to));
+    assert!(arrives_within(PATIENCE, &sender, &receiver, to));
     let owner = Keys::new();
     ends[0].wg(near, &format!("peer {} allowed-ips {}/32", owner.public, inner(Family::V4, 1)));
     // The port changes too: the datagrams are authentic, so they still tell where the peer is.
@@ -85,14 +88,14 @@ fn an_allowed_ip_that_moves_to_another_peer_takes_the_traffic_with_it() {
         other_hears.set_nonblocking(true).unwrap();
         while other_hears.recv(&mut [0; 8]).is_ok() {}
         for _ in 0..5 {
-            assert!(arrives(&sender, owner_hears, to));
+            assert!(arrives_within(PATIENCE, &sender, owner_hears, to));
         }
         assert!(other_hears.recv(&mut [0; 8]).is_err(), "round {round}");
         other_hears.set_nonblocking(false).unwrap();
         // Only from its owner is it taken, too.
-        let from_it =
-            |spoke: usize| answered(&rig.hosts[spoke], inner(Family::V4, 0), 2, &format!("-I {shared}"));
-        assert_eq!([from_it(owner), from_it(other)], [2, 0]);
+        let hub = inner(Family::V4, 0);
+        ping_with(&rig.hosts[owner], hub, 2, 84, &format!("-I {shared}"));
+        assert_eq!(answered(&rig.hosts[other], hub, 2, &format!("-I {shared}")), 0);
     }
 }
 
@@ -107,7 +110,7 @@ fn two_peers_of_one_endpoint_do_not_disturb_each_other() {
     ends[0].wg(near, &format!("{words} allowed-ips 10.99.0.0/24"));
     near.run(&format!("ip route add 10.99.0.0/24 dev {}", ends[0].interface));
     wait_until("an answer", || reaches(near, inner(Family::V4, 1)));
-    assert!(!reaches(near, "10.99.0.1".parse().unwrap()));
+    assert!(is_silent(near, "10.99.0.1".parse().unwrap()));
     ping(near, inner(Family::V4, 1), 50, 1000);
     assert_eq!(ends[0].latest_handshake(near, &stranger), 0);
     assert_ne!(ends[0].latest_handshake(near, &keys[1]), 0);
@@ -119,6 +122,7 @@ fn a_peer_at_our_own_address_makes_no_storm() {
     let (ends, _keys) = ours(&rig, "--queues 2");
     let near = &rig.hosts[0];
     wait_until("an answer", || reaches(near, inner(Family::V4, 1)));
+    let began = Instant::now();
     let own = [SocketAddr::new(outer(Family::V4, 1, 1), PORT), SocketAddr::from(([127, 0, 0, 1], PORT))];
     for (index, address) in own.into_iter().enumerate() {
         let ourselves = Keys::new();
@@ -132,8 +136,9 @@ fn a_peer_at_our_own_address_makes_no_storm() {
     ping(near, inner(Family::V4, 1), 10, 1000);
     let [near_end, _] = ends;
     let report = near_end.process.stop();
-    // Each of the two sends one initiation in five seconds.
-    assert!(report.total("handshakes") < 12, "{}", report.output);
+    // Each of the two sends one initiation in five seconds, and hears it itself.
+    let most = 4 + 2 * began.elapsed().as_secs() / 5;
+    assert!(report.total("handshakes") <= most.max(12), "{}", report.output);
 }
 
 /// A tunnel inside the tunnel of [`ours`], between the same hosts; its addresses are 10.8.0.1 and 10.8.0.2.

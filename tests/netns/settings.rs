@@ -7,12 +7,11 @@ use std::net::UdpSocket;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::thread;
-use std::time::Duration;
 
 use uringvpn::proto::keys::{PresharedKey, PrivateKey, PublicKey};
 
 use crate::ends::{End, Keys, Program, ours};
-use crate::rig::{Family, Rig, inner, wait_until};
+use crate::rig::{Family, Rig, inner, wait_equal, wait_until};
 use crate::traffic::{Stream, ping, reaches};
 use crate::tunnel::Tunnel;
 
@@ -31,19 +30,22 @@ fn a_port_that_is_taken_for_a_moment_is_waited_for_and_nobody_else_waits() {
     let Some(rig) = Rig::pair() else { return };
     let host = &rig.hosts[0];
     let end = End::start(Program::Ours, host, 0, &Keys::new(), "--queues 2");
-    let holder = host.inside(|| UdpSocket::bind("0.0.0.0:52000").unwrap());
-    let waiting = thread::scope(|scope| {
-        let waiting = scope.spawn(|| ask(&end, "set=1\nlisten_port=52000\nfwmark=7\n\n"));
-        // Asked again until the answer has passed the request that waits.
-        for _ in 0..5 {
-            assert!(ask(&end, "get=1\n\n").contains("listen_port=51820\nfwmark=0\n"));
-            assert_eq!(ask(&end, "set=1\n\n"), "errno=0\n\n");
-        }
-        assert!(!waiting.is_finished());
-        drop(holder);
-        waiting.join().unwrap()
-    });
-    assert_eq!(waiting, "errno=0\n\n");
+    let waits_and_gets_it = || {
+        let holder = host.inside(|| UdpSocket::bind("0.0.0.0:52000").unwrap());
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| ask(&end, "set=1\nlisten_port=52000\nfwmark=7\n\n"));
+            // Asked again until the answer has passed the request that waits.
+            for _ in 0..5 {
+                assert!(ask(&end, "get=1\n\n").contains("listen_port=51820\nfwmark=0\n"));
+                assert_eq!(ask(&end, "set=1\n\n"), "errno=0\n\n");
+            }
+            let waits = !waiting.is_finished();
+            drop(holder);
+            waiting.join().unwrap() == "errno=0\n\n" && waits
+        })
+    };
+    // It waits for a second, in which a busy machine may not come to all that.
+    assert!((0..10).any(|_| waits_and_gets_it()));
     assert!(ask(&end, "get=1\n\n").contains("listen_port=52000\nfwmark=7\n"));
     let _holder = host.inside(|| UdpSocket::bind("0.0.0.0:52001").unwrap());
     assert_eq!(ask(&end, "set=1\nlisten_port=52001\nfwmark=8\n\n"), "errno=-98\n\n");
@@ -194,6 +196,5 @@ fn of_keys_that_were_replaced_and_of_peers_that_are_gone_nothing_stays_in_memory
     assert!(ask(&end, "get=1\n\n").contains(&secret(500).to_hex()));
     let others = format!("set=1\nprivate_key={}\nreplace_peers=true\n\n", "77".repeat(32));
     assert_eq!(ask(&end, &others), "errno=0\n\n");
-    thread::sleep(Duration::from_millis(100));
-    assert_eq!(found_in_memory(&end.process, &wanted), 0);
+    wait_equal("keys in memory", 0, || found_in_memory(&end.process, &wanted));
 }

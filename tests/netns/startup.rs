@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::net::UdpSocket;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
@@ -17,9 +18,9 @@ use uringvpn::io::tun::{self, OffloadSwitches, TunRequest};
 use uringvpn::proto::keys::PresharedKey;
 
 use crate::ends::{End, Keys, Program, interface, ours};
-use crate::rig::{Family, Host, Rig, inner, outer, wait_until};
+use crate::rig::{Family, Host, PATIENCE, Rig, inner, outer, wait_until};
 use crate::traffic::{ping, reaches};
-use crate::tunnel::{PROGRAM, Tunnel};
+use crate::tunnel::{DRIVERS, PROGRAM, Tunnel};
 
 fn socket_of(name: &str) -> PathBuf {
     PathBuf::from(format!("/var/run/wireguard/{name}.sock"))
@@ -197,7 +198,7 @@ fn a_service_manager_is_told_when_it_is_up() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let name = interface();
     let mut command = rig.hosts[0].command([PROGRAM, "-f", &name]);
     let process = Tunnel::spawn(command.env("NOTIFY_SOCKET", &path));
@@ -206,6 +207,37 @@ fn a_service_manager_is_told_when_it_is_up() {
     assert_eq!(&told[..length], b"READY=1");
     assert!(socket_of(&name).exists() && rig.hosts[0].has_link(&name));
     process.end(Signal::SIGTERM);
+}
+
+#[test]
+fn a_packet_sent_as_soon_as_it_is_told_to_be_up_begins_a_handshake() {
+    let Some(rig) = Rig::pair() else { return };
+    let keys = [Keys::new(), Keys::new()];
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notify");
+    let notices = UnixDatagram::bind(&path).unwrap();
+    notices.set_read_timeout(Some(PATIENCE)).unwrap();
+    let far = rig.hosts[1].inside(|| UdpSocket::bind((outer(Family::V4, 1, 2), 51820)).unwrap());
+    far.set_read_timeout(Some(PATIENCE)).unwrap();
+    let inside = rig.hosts[0].inside(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+    for io in DRIVERS.into_iter().cycle().take(10) {
+        let words = format!(
+            "{PROGRAM} -f --io {io} --tun {} --private-key {} --address {}/24 --peer {}@{}:51820,allowed-ips={}",
+            interface(),
+            keys[0].file("key").display(),
+            inner(Family::V4, 0),
+            keys[1].public,
+            outer(Family::V4, 1, 2),
+            inner(Family::V4, 1)
+        );
+        let mut command = rig.hosts[0].command(words.split_whitespace());
+        let process = Tunnel::spawn(command.env("NOTIFY_SOCKET", &path));
+        notices.recv(&mut [0; 100]).unwrap();
+        // One only: another would begin it as well.
+        inside.send_to(b"first", (inner(Family::V4, 1), 9)).unwrap();
+        assert_eq!(far.recv(&mut [0; 1000]).unwrap(), 148, "an initiation");
+        process.end(Signal::SIGTERM);
+    }
 }
 
 /// Children of a process.
@@ -342,7 +374,7 @@ fn no_secret_is_in_the_log_the_arguments_or_the_environment() {
     let mut seen = vec![refused];
     for end in &ends {
         let pid = end.process.pid();
-        assert!(end.process.output().contains("TRACE"), "there is something to be seen");
+        assert!(end.process.output().contains("DEBUG peer "), "there is something to be seen");
         seen.push(end.process.output());
         seen.extend(["cmdline", "environ", "comm"].map(|file| {
             String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/{file}")).unwrap()).into_owned()

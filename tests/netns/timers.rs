@@ -4,10 +4,12 @@ use std::net::Ipv4Addr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::daemon::Daemon;
+use uringvpn::stats::drop::DropReason;
+
+use crate::daemon::{Daemon, base64};
 use crate::observed::{SILENCE, emit, emitted};
 use crate::raw_peer::{Heard, RawPeer, now};
-use crate::rig::Rig;
+use crate::rig::{PATIENCE, Rig, wait_equal};
 
 /// What a busy machine may add to a time.
 const LATE: Duration = Duration::from_secs(4);
@@ -20,7 +22,8 @@ fn seconds(seconds: f64) -> Duration {
 #[track_caller]
 fn assert_about(what: &str, time: Duration, least: f64, most: f64) {
     println!("{what}: {:.3} s", time.as_secs_f64());
-    assert!(time >= seconds(least - 0.3) && time <= seconds(most) + LATE, "{what}: {time:?}");
+    // What it is counted from may have been late, too.
+    assert!(time >= seconds(least - 0.7) && time <= seconds(most) + LATE, "{what}: {time:?}");
 }
 
 #[test]
@@ -50,7 +53,7 @@ fn timers_that_take_seconds_are_kept() {
 fn an_unanswered_initiation_is_sent_again_new_and_only_then(_: &Rig, daemon: &Daemon<'_>, peer: RawPeer) {
     let inside = daemon.inner_socket();
     let mut heard: Vec<Heard> = Vec::new();
-    let give_up = Instant::now() + Duration::from_secs(40);
+    let give_up = Instant::now() + PATIENCE;
     while heard.len() < 3 && Instant::now() < give_up {
         // However much there is to send.
         for count in 0..20 {
@@ -58,7 +61,7 @@ fn an_unanswered_initiation_is_sent_again_new_and_only_then(_: &Rig, daemon: &Da
         }
         heard.extend(peer.hear_within(Duration::from_millis(50)));
     }
-    assert_eq!(heard.len(), 3, "initiations within 40 s");
+    assert_eq!(heard.len(), 3, "initiations");
     for (first, second) in heard.iter().zip(&heard[1..]) {
         assert_eq!((first.kind(), second.kind()), (1, 1));
         assert_about("initiation again", second.at - first.at, 5.0, 5.334);
@@ -93,7 +96,7 @@ fn data_that_nobody_answers_is_answered_by_a_keepalive(_: &Rig, daemon: &Daemon<
         peer.send(&session.seal(&packet));
         thread::sleep(Duration::from_millis(700));
     }
-    let heard = peer.hear_within(Duration::from_secs(20)).expect("a keepalive");
+    let heard = peer.hear_within(PATIENCE).expect("a keepalive");
     assert_eq!((heard.kind(), heard.bytes.len()), (4, 32));
     assert_about("keepalive", heard.at - sent, 10.0, 10.1);
 }
@@ -103,10 +106,9 @@ fn a_deaf_peer_is_sent_an_initiation(_: &Rig, daemon: &Daemon<'_>, peer: RawPeer
     peer.ping(&mut session);
     let inside = daemon.inner_socket();
     emit(&inside, &peer, 0, 100);
-    peer.hear(4);
-    let sent = now();
+    let sent = peer.hear(4).at;
     let mut heard = Vec::new();
-    while heard.is_empty() && now() - sent < Duration::from_secs(30) {
+    while heard.is_empty() && now() - sent < PATIENCE {
         emit(&inside, &peer, 1, 100);
         let others = peer.hear_all(Duration::from_millis(200));
         heard.extend(others.into_iter().filter(|heard| heard.kind() == 1));
@@ -142,7 +144,7 @@ fn an_old_persistent_keepalive_is_switched_off(_: &Rig, daemon: &Daemon<'_>, pee
     let times: Vec<Duration> = (0..4).map(|_| peer.hear(4).at).collect();
     assert_about("three persistent keepalives", times[3] - times[0], 3.0, 3.0);
     daemon.set_peer(&peer, "persistent-keepalive 0");
-    peer.hear_all(Duration::from_millis(20));
+    peer.hear_all(SILENCE);
     peer.hears_nothing(Duration::from_secs(2));
 }
 
@@ -168,7 +170,7 @@ fn a_good_cookie_makes_mac2_and_a_bad_one_nothing(rig: &Rig, daemon: &Daemon<'_>
         bad[place] ^= 1;
         peer.send(&bad);
     }
-    let second = peer.hear_within(Duration::from_secs(20)).expect("a second initiation").bytes;
+    let second = peer.hear_within(PATIENCE).expect("a second initiation").bytes;
     assert_eq!(second[132..], [0; 16], "a forged cookie");
     // The reply to the message before is too late; the right one may come from anywhere, and counts once.
     peer.send(&good);
@@ -177,7 +179,7 @@ fn a_good_cookie_makes_mac2_and_a_bad_one_nothing(rig: &Rig, daemon: &Daemon<'_>
         other.send(&peer.cookie_reply(&second, cookie));
         thread::sleep(Duration::from_millis(20));
     }
-    let third = peer.hear_within(Duration::from_secs(20)).expect("a third initiation").bytes;
+    let third = peer.hear_within(PATIENCE).expect("a third initiation").bytes;
     assert_eq!(third[132..], RawPeer::mac2(&third, &[7; 16]));
     let mut response = peer.respond(&third, 2);
     peer.send(&response.message);
@@ -194,7 +196,13 @@ fn the_newest_128_packets_wait_in_order(_: &Rig, daemon: &Daemon<'_>, peer: RawP
         thread::sleep(Duration::from_micros(200));
     }
     let initiation = peer.hear(1).bytes;
-    thread::sleep(Duration::from_millis(300));
+    // The others are dropped when all have been read.
+    wait_equal("dropped packets", 500 - 128, || {
+        let key = base64(&peer.identity.public);
+        let peers = daemon.shown().peers;
+        let told = peers.iter().find(|told| told.public_key == key).unwrap();
+        told.drops.get(DropReason::StageFull.label()).copied().unwrap_or(0)
+    });
     let response = peer.respond(&initiation, 1);
     peer.send(&response.message);
     let heard = peer.hear_many(128, Duration::from_millis(500));

@@ -7,9 +7,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::modes::{EVERYTHING, Ends, Mode};
+use crate::modes::{EVERYTHING, Ends, Mode, interface};
 use crate::rig::{Family, Host, Rig, inner, wait_until};
-use crate::tunnel::PROGRAM;
+use crate::tunnel::{PROGRAM, Tunnel};
 
 /// Killed when dropped.
 struct Background(Child);
@@ -38,9 +38,14 @@ struct Terminal<'a> {
 impl<'a> Terminal<'a> {
     /// What the shell prints after `top` tells how it ended and whether the terminal takes lines again.
     fn start(host: &'a Host, arguments: &str) -> Terminal<'a> {
+        Terminal::of_size(host, arguments, ["80", "24"])
+    }
+
+    /// The same in so many columns and lines.
+    fn of_size(host: &'a Host, arguments: &str, [columns, lines]: [&str; 2]) -> Terminal<'a> {
         let terminal = Terminal { host, directory: tempfile::tempdir().unwrap() };
         let script = format!("{PROGRAM} top {arguments}; echo ended with $?; stty -a; exec sleep 1000");
-        terminal.tmux(&["new-session", "-d", "-x", "80", "-y", "24", "sh", "-c", &script]);
+        terminal.tmux(&["new-session", "-d", "-x", columns, "-y", lines, "sh", "-c", &script]);
         terminal
     }
 
@@ -157,7 +162,7 @@ fn top_shows_rates_stages_workers_and_peers_and_its_keys_work() {
     terminal.press_and_wait("Tab", "*1 stages");
     terminal.press_and_wait("Down", ">outbound_seal");
     terminal.press_and_wait("t", "of all since start");
-    terminal.press_and_wait("w", "of worker 0, last s");
+    terminal.press_and_wait("w", "of worker 0, ");
     terminal.press_and_wait("s", "3 peers by received");
     terminal.press_and_wait("3", "allowed IPs 0.0.0.0/0");
     terminal.press_and_wait("?", "order of the peers");
@@ -175,6 +180,34 @@ fn top_shows_rates_stages_workers_and_peers_and_its_keys_work() {
     terminal.press("q");
     terminal.wait_restored(0);
     ends.stop();
+}
+
+#[test]
+fn exposed_ports_have_a_screen_with_the_same_keys() {
+    let Some(rig) = Rig::pair() else { return };
+    let near = &rig.hosts[0];
+    let name = format!("e{}", std::process::id());
+    let run =
+        |words: String| Tunnel::spawn(&mut near.command(format!("{PROGRAM} {words}").split_whitespace()));
+    let server = run(format!("server --bind-addr 127.0.0.1 --name {name}"));
+    wait_until("a server", || server.output().contains("waiting for clients at"));
+    let client = run("local 8000 --to 127.0.0.1 --port 4321".to_owned());
+    wait_until("a public port", || client.output().contains("listening at"));
+    let terminal = Terminal::start(near, &format!("{name} --interval 0.3"));
+    terminal.wait("sums, state and the port", |screen| {
+        screen.starts_with(&format!("{name}  sums ok  up "))
+            && screen.contains("now  0 connections open  0 visitors waiting  1 ports open")
+            && row(screen, "4321").is_some_and(|row| row.contains("0 bit/s"))
+            && screen.contains("no connection so far")
+    });
+    terminal.press_and_wait("2", "*2 counted");
+    terminal.press_and_wait("s", "3 ports by received");
+    terminal.press_and_wait("3", "port 4321 of 127.0.0.1:");
+    terminal.press_and_wait("?", "order of the ports");
+    terminal.press_and_wait("Escape", "*3 ports");
+    terminal.press_and_wait("p", "PAUSED");
+    terminal.press("q");
+    terminal.wait_restored(0);
 }
 
 #[test]
@@ -202,6 +235,59 @@ fn the_terminal_is_restored_after_a_signal_and_after_the_end_of_the_tunnel() {
 }
 
 #[test]
+fn a_terminal_of_twenty_columns_or_of_one_row_shows_what_fits() {
+    let Some(rig) = Rig::pair() else { return };
+    let near = &rig.hosts[0];
+    let ends = Ends::start(&rig, Mode::Plain, "--queues 1", EVERYTHING);
+    let name = &ends.links[0];
+    let arguments = format!("{name} --interval 0.2");
+    let narrow = Terminal::of_size(near, &arguments, ["20", "24"]);
+    narrow.wait("the first line and the keys", |screen| {
+        screen.starts_with(name) && screen.contains("q quit  ? help\n")
+    });
+    narrow.tmux(&["resize-window", "-x", "80"]);
+    narrow.press("q");
+    narrow.wait_restored(0);
+    drop(narrow);
+    let low = Terminal::of_size(near, &arguments, ["80", "1"]);
+    low.wait("the first line alone", |screen| {
+        screen.starts_with(name) && screen.trim_end().lines().count() == 1
+    });
+    low.press("p");
+    low.wait("that it stands still", |screen| screen.contains("PAUSED"));
+    low.tmux(&["resize-window", "-x", "80", "-y", "24"]);
+    low.press("q");
+    low.wait_restored(0);
+    ends.stop();
+}
+
+#[test]
+fn a_tunnel_that_ended_and_came_back_between_two_looks_is_looked_at_on() {
+    let Some(rig) = Rig::pair() else { return };
+    let near = &rig.hosts[0];
+    let name = interface();
+    let start = |queues: &str| {
+        let options = "--plaintext --peer 192.0.2.2:9 --stats-interval 86400 --queues";
+        let words = format!("{PROGRAM} -f --tun {name} {options} {queues}");
+        let tunnel = Tunnel::spawn(&mut near.command(words.split_whitespace()));
+        tunnel.wait_up();
+        tunnel
+    };
+    let first = start("1");
+    let terminal = Terminal::start(near, &format!("{name} --interval 0.2"));
+    terminal.wait("the tunnel", |screen| screen.contains("1 worker  "));
+    // While it is stopped it looks at nothing.
+    kill(terminal.pid(), Signal::SIGSTOP).unwrap();
+    first.stop();
+    let second = start("2");
+    kill(terminal.pid(), Signal::SIGCONT).unwrap();
+    terminal.wait("the new tunnel", |screen| screen.starts_with(&name) && screen.contains("2 workers"));
+    second.stop();
+    let screen = terminal.wait_restored(1);
+    assert!(screen.contains(&format!("{name}: the tunnel has ended")), "{screen}");
+}
+
+#[test]
 fn without_a_terminal_top_prints_blocks_of_lines() {
     let Some(rig) = Rig::pair() else { return };
     let near = &rig.hosts[0];
@@ -215,7 +301,7 @@ fn without_a_terminal_top_prints_blocks_of_lines() {
     let top = |words: &str| -> Output {
         near.command(format!("{PROGRAM} top {words}").split_whitespace()).output().unwrap()
     };
-    let output = top(&format!("{name} --interval 0.3 --count 3"));
+    let output = top(&format!("{name} --interval 1 --count 3"));
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && text.is_ascii(), "{text}");
     let blocks: Vec<_> = text.split("\n\n").filter(|block| !block.is_empty()).collect();
@@ -243,5 +329,5 @@ fn without_a_terminal_top_prints_blocks_of_lines() {
     assert!(String::from_utf8_lossy(&ended.stderr).contains(&format!("{name}: the tunnel has ended")));
     let late = top(&name);
     assert_eq!(late.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&late.stderr).contains("no such tunnel is running"));
+    assert!(String::from_utf8_lossy(&late.stderr).contains("nothing of this name is running"));
 }

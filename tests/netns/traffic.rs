@@ -7,33 +7,47 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use tempfile::NamedTempFile;
 
-use crate::rig::{Family, Host, inner, wait_until};
+use crate::rig::{Family, Host, PATIENCE, inner, wait_until};
 
-/// Longest silence on a connection before a transfer has failed.
-const SILENCE_MAX: Duration = Duration::from_secs(20);
-
-/// Whether one ping of default size is answered within 300 ms.
+/// Whether one ping of default size is answered within a second; for [`wait_until`], as a busy machine may take longer.
 pub fn reaches(from: &Host, to: IpAddr) -> bool {
+    is_answered(from, to, "1")
+}
+
+/// Whether nothing answers one ping of default size, as far as 300 ms can tell.
+pub fn is_silent(from: &Host, to: IpAddr) -> bool {
+    !is_answered(from, to, "0.3")
+}
+
+fn is_answered(from: &Host, to: IpAddr, seconds: &str) -> bool {
     let to = to.to_string();
-    from.command(["ping", "-n", "-q", "-c", "1", "-W", "0.3", &to]).output().unwrap().status.success()
+    from.command(["ping", "-n", "-q", "-c", "1", "-W", seconds, &to]).output().unwrap().status.success()
 }
 
 /// Sends `count` pings at once whose IP packets have exactly `packet_bytes`, unfragmented; all must be answered.
 #[track_caller]
 pub fn ping(from: &Host, to: IpAddr, count: u32, packet_bytes: u32) {
+    ping_with(from, to, count, packet_bytes, "");
+}
+
+/// [`ping`] with `options` of ping(8).
+#[track_caller]
+pub fn ping_with(from: &Host, to: IpAddr, count: u32, packet_bytes: u32, options: &str) {
     let headers = if to.is_ipv4() { 20 + 8 } else { 40 + 8 };
     let size = packet_bytes - headers;
     // Once there was an answer ping waits for the others no longer than its interval, which must outlast a busy machine.
-    let text = from.run(&format!("ping -n -q -M do -l {count} -i 5 -W 5 -c {count} -s {size} {to}"));
+    let words = format!("ping -n -q -M do -l {count} -i 60 -W 60 -c {count} -s {size} {options} {to}");
+    let text = from.run(&words);
     assert!(text.contains(&format!("{count} received")), "{text}");
 }
 
-/// Sends `count` pings a tenth of a second apart; says how many were answered.
+/// Sends `count` pings a tenth of a second apart; says how many were answered. Late answers are none, so this is for what
+/// must not be answered.
 #[track_caller]
 pub fn answered(from: &Host, to: IpAddr, count: u32, options: &str) -> u32 {
     let words = format!("ping -n -q -i 0.1 -W 1 -c {count} {options} {to}");
@@ -98,10 +112,10 @@ impl Sample {
     pub fn cross(&self, from: &Host, to: &Host, address: IpAddr) {
         let listener = to.inside(|| TcpListener::bind((address, 0)).unwrap());
         let target = listener.local_addr().unwrap();
-        let mut sender = from.inside(|| TcpStream::connect_timeout(&target, SILENCE_MAX).unwrap());
+        let mut sender = from.inside(|| TcpStream::connect_timeout(&target, PATIENCE).unwrap());
         let receiver = listener.accept().unwrap().0;
-        sender.set_write_timeout(Some(SILENCE_MAX)).unwrap();
-        receiver.set_read_timeout(Some(SILENCE_MAX)).unwrap();
+        sender.set_write_timeout(Some(PATIENCE)).unwrap();
+        receiver.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut file = self.file.reopen().unwrap();
         file.rewind().unwrap();
         let arrived = thread::scope(|scope| {
@@ -132,7 +146,7 @@ pub fn udp_trains_in_order(from: &Host, to: &Host, address: IpAddr, segment_byte
         UdpSocket::bind(any).unwrap()
     });
     setsockopt(&sender, sockopt::UdpGsoSegment, &(segment_bytes as i32)).unwrap();
-    receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    receiver.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut random = Random(segment_bytes as u64);
     let mut buffer = vec![0; 1 << 16];
     for round in 0..200 {
@@ -154,7 +168,7 @@ pub fn udp_trains_in_order(from: &Host, to: &Host, address: IpAddr, segment_byte
 }
 
 /// A program that runs until it is dropped.
-pub struct Running(Child);
+pub struct Running(pub Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -205,19 +219,19 @@ impl Iperf {
     /// Runs a client with `options`, which must succeed.
     #[track_caller]
     pub fn run(&self, from: &Host, to: IpAddr, options: &str) -> Measured {
-        let words = format!("iperf3 --json --port 5201 --connect-timeout 5000 --client {to} {options}");
+        let words = format!("iperf3 --json --port 5201 --connect-timeout 60000 --client {to} {options}");
         let mut command = from.command(words.split_whitespace());
-        for attempt in 0.. {
+        let give_up = Instant::now() + PATIENCE;
+        loop {
             let output = command.output().unwrap();
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
             if output.status.success() {
                 return Measured(text);
             }
             // The server needs a moment between two clients.
-            assert!(attempt < 20 && text.contains("busy"), "{words}: {text}");
+            assert!(Instant::now() < give_up && text.contains("busy"), "{words}: {text}");
             thread::sleep(Duration::from_millis(50));
         }
-        unreachable!("the loop ends by returning or failing")
     }
 }
 

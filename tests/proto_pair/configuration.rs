@@ -1,7 +1,8 @@
 //! What configuration does to peers and sessions.
 
 use uringvpn::proto::keys::{PresharedKey, PrivateKey, PublicKey};
-use uringvpn::proto::output::Update;
+use uringvpn::proto::output::{RoundTrips, Update};
+use uringvpn::time::Span;
 
 use super::net::{A, B, DATA, INITIATION, Net, PEER, RESPONSE, address, millis, secs};
 
@@ -164,10 +165,56 @@ fn bytes_are_counted_as_the_kernel_counts_them() {
         net.send(B, &ping);
         net.run(millis(50));
     }
-    let status = net.nodes[A].device.peer(PEER).unwrap();
-    assert_eq!((status.rx_bytes, status.tx_bytes), (1372, 1428));
-    let status = net.nodes[B].device.peer(PEER).unwrap();
-    assert_eq!((status.rx_bytes, status.tx_bytes), (1428, 1372));
+    // Ten pings, and one message of the handshake each way.
+    for (node, received, sent) in [(A, 1372, 1428), (B, 1428, 1372)] {
+        let activity = net.nodes[node].device.peer(PEER).unwrap().activity;
+        assert_eq!((activity.rx_bytes(), activity.tx_bytes()), (received, sent));
+        assert_eq!((activity.rx_packets(), activity.tx_packets()), (11, 11));
+    }
+}
+
+/// Count, last and least; and what the device told of them since the last call.
+fn round_trips(net: &mut Net, node: usize) -> ((u64, Span, Span), Vec<Span>) {
+    let device = &mut net.nodes[node].device;
+    let told = std::iter::from_fn(|| device.poll_round_trip()).collect();
+    let RoundTrips { count, last, least } = device.peer(PEER).unwrap().round_trips;
+    ((count, last, least), told)
+}
+
+#[test]
+fn a_handshake_takes_as_long_as_the_answer_to_the_message_that_was_answered() {
+    let mut net = Net::pair();
+    assert_eq!(round_trips(&mut net, A), ((0, Span::ZERO, Span::ZERO), vec![]));
+    // The first initiation is lost, and so is the answer to the second.
+    let mut lost = 0;
+    net.lose(move |flight| {
+        lost += 1;
+        (flight.kind() == INITIATION && lost == 1) || (flight.kind() == RESPONSE && lost == 3)
+    });
+    net.send(A, b"data");
+    net.run(secs(15));
+    assert_eq!((net.sent(A, INITIATION).len(), net.sent(B, RESPONSE).len()), (3, 2));
+    for node in [A, B] {
+        assert_eq!(round_trips(&mut net, node), ((1, millis(20), millis(20)), vec![millis(20)]));
+    }
+    net.heal();
+    net.latency = millis(30);
+    net.run(secs(120));
+    net.send(A, b"renews");
+    net.run(secs(1));
+    for node in [A, B] {
+        assert_eq!(round_trips(&mut net, node), ((2, millis(60), millis(20)), vec![millis(60)]));
+    }
+}
+
+#[test]
+fn a_keypair_is_as_old_as_the_handshake_that_made_it_on_our_side() {
+    let mut net = Net::pair();
+    let start = net.now;
+    net.send(A, b"data");
+    net.run(secs(30));
+    let keyed_at = |node: usize| net.nodes[node].device.peer(PEER).unwrap().keyed_at;
+    assert_eq!((keyed_at(A), keyed_at(B)), (Some(start + millis(20)), Some(start + millis(10))));
 }
 
 #[test]

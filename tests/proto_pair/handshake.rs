@@ -202,13 +202,13 @@ fn a_replayed_initiation_is_not_answered() {
     for wait in [millis(0), secs(1), secs(100)] {
         net.run(wait);
         net.deliver(&first);
-        assert_eq!(net.nodes[B].handled.last(), Some(&Handled::InitiationReplayed));
+        assert_eq!(net.nodes[B].handled.last(), Some(&Handled::InitiationReplayed(0)));
     }
     net.run(secs(60));
     net.send(A, b"renews");
     net.run(secs(1));
     net.deliver(&first);
-    assert_eq!(net.nodes[B].handled.last(), Some(&Handled::InitiationReplayed));
+    assert_eq!(net.nodes[B].handled.last(), Some(&Handled::InitiationReplayed(0)));
     assert_eq!(net.sent(B, RESPONSE).len(), 2);
 }
 
@@ -223,7 +223,7 @@ fn an_older_initiation_is_not_answered_even_if_it_was_never_seen() {
     assert_eq!(net.delivered(B), 1);
     let older = net.sent(A, INITIATION)[0].clone();
     net.deliver(&older);
-    assert_eq!(net.nodes[B].handled.last(), Some(&Handled::InitiationReplayed));
+    assert_eq!(net.nodes[B].handled.last(), Some(&Handled::InitiationReplayed(0)));
 }
 
 #[test]
@@ -235,7 +235,7 @@ fn a_replay_stays_one_after_the_keys_were_wiped_and_ours_changed_back() {
     net.set_private_key(B, Some(PrivateKey::from_bytes([9; 32])));
     net.set_private_key(B, Some(key));
     net.deliver(&first);
-    assert_eq!(net.nodes[B].handled.last(), Some(&Handled::InitiationReplayed));
+    assert_eq!(net.nodes[B].handled.last(), Some(&Handled::InitiationReplayed(0)));
 }
 
 #[test]
@@ -250,7 +250,7 @@ fn the_second_of_two_initiations_within_twenty_milliseconds_is_ignored() {
     net.run(millis(50));
     net.deliver(&flights[2]);
     let accepted = Handled::InitiationAccepted(PEER);
-    assert_eq!(net.nodes[B].handled, [accepted, Handled::InitiationTooSoon, accepted]);
+    assert_eq!(net.nodes[B].handled, [accepted, Handled::InitiationTooSoon(0), accepted]);
     assert_eq!(net.sent(B, RESPONSE).len(), 2);
 }
 
@@ -272,7 +272,7 @@ fn an_initiation_that_only_claims_to_be_a_peers_gets_no_answer() {
     flight.bytes[90] ^= 1;
     hand.macs.write_macs(&mut flight.bytes, net.now);
     net.deliver(&flight);
-    assert_eq!(net.nodes[B].handled, [Handled::InitiationForged]);
+    assert_eq!(net.nodes[B].handled, [Handled::InitiationForged(0)]);
     assert!(net.log.is_empty());
     net.send(A, b"the true one");
     net.run(secs(1));
@@ -286,7 +286,7 @@ fn peers_with_different_preshared_keys_never_have_a_session() {
     net.send(A, b"hello");
     net.run(secs(12));
     assert!(net.sent(B, RESPONSE).len() >= 2, "the responder cannot know");
-    assert!(net.nodes[A].handled.iter().all(|handled| *handled == Handled::ResponseForged));
+    assert!(net.nodes[A].handled.iter().all(|handled| *handled == Handled::ResponseForged(0)));
     assert_eq!(last_handshakes(&net), [false, false]);
     net.with(B, |node, _| node.device.set_preshared_key(PEER, PresharedKey::from_bytes([5; 32])));
     net.run(secs(6));
@@ -329,7 +329,7 @@ fn a_response_from_another_peers_key_is_refused_and_the_true_one_still_accepted(
     hand.macs.write_macs(&mut forged, net.now);
     let forged = hand.flight(&forged);
     net.deliver(&forged);
-    assert_eq!(net.nodes[A].handled, [Handled::ResponseForged]);
+    assert_eq!(net.nodes[A].handled, [Handled::ResponseForged(0)]);
     net.run(millis(100));
     assert_eq!(net.delivered(B), 1);
 }
@@ -524,7 +524,7 @@ fn the_greatest_stamp_locks_a_key_out_until_its_peer_is_added_again() {
     net.run(secs(10));
     net.send(A, b"locked out");
     net.run(secs(1));
-    assert_eq!(net.nodes[B].handled.last(), Some(&Handled::InitiationReplayed));
+    assert_eq!(net.nodes[B].handled.last(), Some(&Handled::InitiationReplayed(0)));
     net.with(B, |node, _| node.device.remove_peer(PEER));
     net.introduce(B, A);
     net.run(secs(6));

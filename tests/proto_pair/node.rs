@@ -130,7 +130,7 @@ impl Node {
             bytes[16..16 + packet.len()].copy_from_slice(&packet);
             session.seal(counter, &mut bytes);
             let activity = Arc::clone(&self.peers[&index].activity);
-            if activity.data_sent(bytes.len() as u64, now) {
+            if activity.data_sent(1, bytes.len() as u64, now) {
                 self.notes.push(index);
             }
             self.out.push(Out { to, bytes, tos: 0 });
@@ -184,7 +184,7 @@ impl Node {
             self.device.handle_roamed(receiver, from);
         }
         let peer = &self.peers[&index];
-        if peer.activity.received(bytes.len() as u64, !text.is_empty(), now) {
+        if peer.activity.received(1, bytes.len() as u64, !text.is_empty(), now) {
             self.notes.push(index);
         }
         // As the workers do: the session it came on counts.
@@ -229,7 +229,7 @@ impl Node {
 
     fn obey(&mut self, update: Update, now: Time) {
         match update {
-            Update::PeerAdded { peer, activity } => {
+            Update::PeerAdded { peer, activity, .. } => {
                 let fresh = WorkerPeer { activity, endpoint: None, current: None, staged: VecDeque::new() };
                 assert!(self.peers.insert(peer, fresh).is_none(), "peer {peer} added twice");
             }

@@ -208,6 +208,25 @@ fn when_the_interface_comes_up_persistent_keepalives_begin_at_once() {
 }
 
 #[test]
+fn a_packet_that_comes_before_the_news_that_the_interface_is_up_begins_a_handshake_then() {
+    let mut net = Net::connected();
+    net.set_up(A, false);
+    let before = net.sent(A, INITIATION).len();
+    net.send(A, b"only one");
+    net.run(secs(1));
+    assert_eq!(net.sent(A, INITIATION).len(), before);
+    net.set_up(A, true);
+    net.run(secs(1));
+    assert_eq!(net.sent(A, INITIATION).len(), before + 1);
+    assert_eq!(net.nodes[A].sessions.len(), 1);
+    // What was staged before it went down went with it.
+    net.set_up(A, false);
+    net.set_up(A, true);
+    net.run(secs(60));
+    assert_eq!(net.sent(A, INITIATION).len(), before + 1);
+}
+
+#[test]
 fn a_fact_noted_while_nobody_watches_any_more_is_still_seen() {
     let mut net = Net::connected();
     net.run(millis(9_300));
@@ -225,7 +244,7 @@ fn traffic_noted_while_the_interface_was_down_is_told_again_when_it_is_up() {
     net.set_up(A, false);
     // A worker that has not heard of it yet.
     let activity = std::sync::Arc::clone(&net.nodes[A].peers[&PEER].activity);
-    assert!(activity.data_sent(100, net.now));
+    assert!(activity.data_sent(1, 100, net.now));
     net.with(A, |node, _| node.notes.push(PEER));
     net.set_up(A, true);
     net.send(A, b"hello");

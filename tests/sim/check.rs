@@ -17,6 +17,8 @@ pub enum Law {
     Order,
     /// Packets in are packets out, drops, and what is in flight; and the counters tell the truth.
     Conservation,
+    /// What is counted of each peer adds up to what is counted of all.
+    Peers,
     /// A packet is dropped only for a reason that was there, and counted under it.
     Drops,
     /// What was carried and not dropped arrives.

@@ -10,7 +10,7 @@ use uringvpn::dataplane::view::Change;
 use uringvpn::io::driver::{Driver, Wait};
 use uringvpn::io::fake::{Fake, Faults};
 use uringvpn::proto::PeerIndex;
-use uringvpn::proto::output::{Transmit, Update};
+use uringvpn::proto::output::{Handled, Transmit, Update};
 use uringvpn::stats::counters::Totals;
 use uringvpn::stats::drop::DROP_REASONS;
 use uringvpn::time::{Span, Time};
@@ -368,6 +368,9 @@ impl World {
         let cause = match arrival {
             Arrival::Handshake { bytes, len, from } => {
                 let handled = handled.expect("a handshake message");
+                let accepted =
+                    matches!(handled, Handled::InitiationAccepted(_) | Handled::ResponseAccepted(_));
+                node.accepted += u64::from(accepted);
                 let proven = self.observer.handshake_handled(host, &bytes[..len], handled)?;
                 Cause { silent: !proven, moves_to: proven.then_some(from.remote), configured: false }
             }
@@ -383,7 +386,7 @@ impl World {
     pub(crate) fn speak(&mut self, host: usize, cause: Cause) -> Checked {
         let now = self.now;
         let World { nodes, observer, trace, loaded_at, .. } = self;
-        let Node { exchange, peers, identity, .. } = &mut nodes[host];
+        let Node { exchange, peers, identity, said, .. } = &mut nodes[host];
         let (mut verdict, mut transmits): (Checked, Vec<Transmit>) = (Ok(()), Vec::new());
         exchange.speak(
             |change, _| {
@@ -398,6 +401,7 @@ impl World {
             |transmit| transmits.push(*transmit),
         );
         verdict?;
+        *said += transmits.iter().filter(|transmit| transmit.peer.is_some()).count() as u64;
         let from = identity.address;
         let loaded = loaded_at[host].is_some_and(|at| now.since(at) < Span::from_secs(1));
         for Transmit { peer, to, bytes, .. } in transmits {

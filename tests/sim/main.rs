@@ -95,14 +95,15 @@ const ENCRYPTED_ONLY: [DropReason; 12] = [
 ];
 
 /// What an encrypted tunnel never drops for, or not here: strangers are told by their keys, peers seal whole packets, the
-/// MTU is far below what a datagram holds, no endpoint is routed into its own tunnel, the fake TUN takes everything, and no
-/// session lasts for the 8,000 packets of a replay window.
-const NOT_ENCRYPTED: [DropReason; 6] = [
+/// MTU is far below what a datagram holds, no endpoint is routed into its own tunnel, the fake TUN takes everything, nothing
+/// waits in a fake socket, and no session lasts for the 8,000 packets of a replay window.
+const NOT_ENCRYPTED: [DropReason; 7] = [
     DropReason::OutTooLong,
     DropReason::Looped,
     DropReason::UnknownSource,
     DropReason::TooOld,
     DropReason::InMalformed,
+    DropReason::QueueDelay,
     DropReason::TunWriteError,
 ];
 
@@ -113,11 +114,14 @@ fn the_runs_meet_every_trouble_there_is() {
         (0..60).map(|seed| World::new(seed, Plan::of(seed)).totals_of_a_run().unwrap()).collect();
     let seen = |what: &dyn Fn(&Totals) -> bool| runs.iter().filter(|totals| what(totals)).count();
     for reason in DropReason::ALL {
-        // The fake TUN takes whatever the worker writes, and without sessions nothing can be wrong with one.
-        let possible = *reason != DropReason::TunWriteError && !ENCRYPTED_ONLY.contains(reason);
+        // The fake TUN takes whatever the worker writes, nothing waits in a fake socket, and without sessions nothing can be
+        // wrong with one.
+        let never = [DropReason::TunWriteError, DropReason::QueueDelay].contains(reason);
+        let possible = !never && !ENCRYPTED_ONLY.contains(reason);
         assert_eq!(seen(&|totals| totals.dropped(*reason) > 0) > 0, possible, "{}", reason.label());
     }
     assert!(seen(&|totals| totals.train_retries > 0) > 0);
+    assert!(seen(&|totals| totals.write_retries > 0) > 0);
     assert!(seen(&|totals| totals.receive_errors > 0) > 0);
     assert!(seen(&|totals| totals.sent_datagrams > 2 * totals.trains) > 10, "few trains");
     assert!(seen(&|totals| totals.written_packets > 2 * totals.tun_writes) > 10, "few superpackets");
@@ -133,6 +137,7 @@ fn the_encrypted_runs_meet_every_trouble_there_is() {
         DropReason::ALL.iter().filter(|reason| seen(&|totals| totals.dropped(**reason) > 0) == 0).collect();
     assert_eq!(missing, NOT_ENCRYPTED.iter().collect::<Vec<_>>());
     assert!(seen(&|totals| totals.train_retries > 0) > 0);
+    assert!(seen(&|totals| totals.write_retries > 0) > 0);
     assert!(seen(&|totals| totals.keepalives > 0) > 10, "few keepalives");
     assert!(seen(&|totals| totals.handshakes > 10) > 10, "few handshakes");
     assert!(seen(&|totals| totals.sent_datagrams > 2 * totals.trains) > 10, "few trains");
@@ -313,6 +318,11 @@ mod encrypted_canary {
     #[test]
     fn a_buffer_that_does_not_come_home_is_noticed() {
         breaks(Law::Buffers, Sabotage::LeakBuffer);
+    }
+
+    #[test]
+    fn a_peer_that_is_blamed_for_what_did_not_happen_is_noticed() {
+        breaks(Law::Peers, Sabotage::BlamePeer);
     }
 
     #[test]

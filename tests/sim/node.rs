@@ -17,11 +17,11 @@ use uringvpn::proto::output::Update;
 use uringvpn::proto::session::Session;
 use uringvpn::stats::counters::{Totals, WorkerCounters};
 use uringvpn::stats::drop::DROP_REASONS;
-use uringvpn::stats::recorder::{self, Full, Reporter};
+use uringvpn::stats::recorder::{self, Full, Handshakes, Reporter};
 use uringvpn::time::{Time, WallTime};
 use uringvpn::worker::data::{DataWorker, Flags, Parts};
 use uringvpn::worker::exchange::Exchange;
-use uringvpn::worker::handoff::{self, Inbox, Order, Orders};
+use uringvpn::worker::handoff::{self, ARRIVALS_MAX, Inbox, Order, Orders};
 use uringvpn::worker::tunnel::Tunnel;
 
 use crate::plan::Plan;
@@ -87,6 +87,11 @@ pub struct Node {
     pub peers: Vec<Option<usize>>,
     /// What workers counted before the last restart.
     pub past: Totals,
+    /// Handshake messages that were accepted, and messages that the protocol thread sent to peers.
+    pub accepted: u64,
+    pub said: u64,
+    /// What the protocol thread recorded.
+    pub handshakes: Handshakes,
     /// The machine sleeps until then.
     pub asleep_until: Time,
     /// The protocol thread gets no time until then.
@@ -105,7 +110,9 @@ impl Node {
     ) -> Node {
         let host = identity.host;
         let workers = plan.workers[host];
-        let (outbox, inbox) = handoff::to_protocol();
+        // Where the protocol thread is slow to look, a little room is soon none.
+        let room = if draw().is_multiple_of(4) { 2 } else { ARRIVALS_MAX };
+        let (outbox, inbox) = handoff::to_protocol_with_room(room);
         let flags = Arc::new(Flags::default());
         let (recorders, full) = recorder::channel(workers);
         let mut ways = Vec::new();
@@ -122,6 +129,7 @@ impl Node {
                 merge: plan.merge,
                 counters: counters.clone(),
                 reporter: Reporter::new(0, recorders.clone(), now),
+                self_check: Arc::default(),
                 flags: flags.clone(),
             };
             let worker = DataWorker::new(Fake::new(faults, draw()), parts);
@@ -132,7 +140,8 @@ impl Node {
         let mut seed = [0; 32];
         seed.chunks_mut(8).for_each(|bytes| bytes.copy_from_slice(&draw().to_le_bytes()));
         let wall = identity.wall(now);
-        let mut exchange = Exchange::new(Tunnel::new(workers, seed), ways);
+        let handshakes = Handshakes::default();
+        let mut exchange = Exchange::new(Tunnel::new(workers, seed), ways, handshakes.clone());
         let others: Vec<_> = (0..plan.workers.len()).filter(|other| *other != host).collect();
         exchange.tunnel.apply(&request(host, &others, plan, endpoints), now, wall);
         exchange.link_changed(true, plan.mtu, now, wall);
@@ -145,6 +154,9 @@ impl Node {
             _latency: full,
             peers: others.into_iter().map(Some).chain([None, None]).collect(),
             past: Totals::default(),
+            accepted: 0,
+            said: 0,
+            handshakes,
             asleep_until: Time::default(),
             stuck_until: Time::default(),
         }

@@ -66,6 +66,7 @@ impl Plan {
             send_error: percent(20),
             refuses_trains: percent(1) > 0,
             tun_down: percent(20),
+            ..Faults::default()
         };
         let troubles =
             Troubles { lost: percent(30), duplicated: percent(10), swapped: percent(5), padded: percent(5) };
@@ -98,11 +99,14 @@ impl Plan {
             train_segments_max: random.pick(&[1, 2, 64, 128]),
             merge: Merge { tcp: random.chance(80), udp: random.chance(80) },
             server: random.chance(30).then_some(0),
-            faults,
             troubles,
             hostility,
             incidents,
             episodes: random.between(2, 5),
+            faults: Faults {
+                refused_write: if calm || random.chance(60) { 0 } else { random.between(1, 30) as u8 },
+                ..faults
+            },
         }
     }
 
@@ -116,7 +120,8 @@ impl Plan {
     }
 
     pub fn arrives_in_order(&self) -> bool {
-        // What was lost and is replayed comes late.
-        self.troubles.swapped == 0 && self.hostility.late == 0 && !self.hostility.replays
+        // What was lost and is replayed comes late; what the TUN refused comes behind what was written with it.
+        let replayed = self.hostility.late > 0 || self.hostility.replays;
+        self.troubles.swapped == 0 && !replayed && self.faults.refused_write == 0
     }
 }

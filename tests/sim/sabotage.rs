@@ -10,6 +10,7 @@ use uringvpn::proto::Endpoint;
 use uringvpn::proto::output::Update;
 use uringvpn::proto::replay::ReplayWindow;
 use uringvpn::proto::session::Role;
+use uringvpn::stats::drop::DropReason;
 use uringvpn::time::Span;
 use uringvpn::wire::message::DATA_HEADER_BYTES;
 use uringvpn::worker::handoff::{Arrival, Order};
@@ -55,6 +56,8 @@ pub enum Sabotage {
     Vanish,
     /// A written packet is counted twice.
     CountTwice,
+    /// A peer has a packet dropped that no worker dropped.
+    BlamePeer,
     LeakBuffer,
     /// Nothing reaches the other hosts any more.
     CutWire,
@@ -163,6 +166,10 @@ impl World {
             }
             Some(Sabotage::Vanish) => counters.out_packets.add(1),
             Some(Sabotage::CountTwice) => counters.written_packets.add(1),
+            Some(Sabotage::BlamePeer) => {
+                let peer = self.nodes[0].exchange.tunnel.device.peer(0).expect("it was configured");
+                peer.activity.count_drop(DropReason::SendError, 1);
+            }
             Some(Sabotage::LeakBuffer) => {
                 let fake = self.nodes[0].seats[0].worker.driver_mut();
                 let leaked = std::iter::from_fn(|| fake.send_buffer()).take(2);

@@ -2,12 +2,14 @@
 //! when all trouble is over.
 
 use uringvpn::io::fake::Fake;
+use uringvpn::proto::output::PeerStatus;
 use uringvpn::stats::counters::Totals;
 use uringvpn::stats::drop::{Direction, DropReason};
 use uringvpn::time::Span;
 
 use crate::check::{Broken, Checked, Law, require};
 use crate::encrypted::{World, destination};
+use crate::node::Node;
 use crate::superpacket;
 
 impl World {
@@ -86,6 +88,7 @@ impl World {
                     )
                 })?;
             }
+            check_peers(node)?;
         }
         Ok(())
     }
@@ -156,4 +159,56 @@ impl World {
             format!("host {host}: {unsent} packets were never sent, {accounted} are accounted for")
         })
     }
+}
+
+/// Reasons of which it is never certain whose packet it was, or that are nobody's.
+const OF_NO_PEER: [DropReason; 10] = [
+    DropReason::OutMalformed,
+    DropReason::OutBadOffload,
+    DropReason::NoRoute,
+    DropReason::UnknownSource,
+    DropReason::Truncated,
+    DropReason::NotWireGuard,
+    DropReason::UnknownIndex,
+    DropReason::HandoffFull,
+    DropReason::TunDown,
+    DropReason::TunWriteError,
+];
+
+/// No peer was ever removed from `node`, so its peers have together what its workers and its protocol thread counted.
+fn check_peers(node: &Node) -> Checked {
+    let (host, totals) = (node.identity.host, Totals::of(node.seats.iter().map(|seat| &*seat.counters)));
+    let peers: Vec<_> = node.exchange.tunnel.device.peers().map(|(_, status)| status).collect();
+    let sum = |of: &dyn Fn(&PeerStatus<'_>) -> u64| peers.iter().map(of).sum::<u64>();
+    let down: u64 = node.seats.iter().map(|seat| seat.due.drops[DropReason::TunDown as usize]).sum();
+    let after_opening =
+        [DropReason::InMalformed, DropReason::SourceNotAllowed, DropReason::QueueDelay, DropReason::TunDown];
+    let lost: u64 = after_opening.iter().map(|reason| totals.dropped(*reason)).sum();
+    // While the interface was down nothing was opened.
+    let opened = totals.written_packets + totals.keepalives + lost - down;
+    let (received, due) = (sum(&|peer| peer.activity.rx_packets()), opened + node.accepted);
+    require(Law::Peers, received == due, || {
+        format!("host {host}: {received} datagrams came from its peers, not {due}")
+    })?;
+    let (sent, due) = (
+        sum(&|peer| peer.activity.tx_packets()),
+        totals.sent_datagrams + totals.dropped(DropReason::SendError) + node.said,
+    );
+    require(Law::Peers, sent == due, || {
+        format!("host {host}: {sent} datagrams went to its peers, not {due}")
+    })?;
+    for reason in DropReason::ALL {
+        let of_peer = |peer: &PeerStatus<'_>| {
+            peer.activity.drops().filter(|(found, _)| found == reason).map(|(_, packets)| packets).sum()
+        };
+        let dropped = sum(&of_peer);
+        let due = if OF_NO_PEER.contains(reason) { 0 } else { totals.dropped(*reason) };
+        require(Law::Peers, dropped == due, || {
+            format!("host {host}: its peers have {dropped} packets dropped as {}, not {due}", reason.label())
+        })?;
+    }
+    let (made, recorded) = (sum(&|peer| peer.round_trips.count), node.handshakes.lock().len());
+    require(Law::Peers, made == recorded, || {
+        format!("host {host} made {made} handshakes with its peers and recorded {recorded}")
+    })
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crossbeam_channel::Receiver;
+use hdrhistogram::Histogram;
 use ipnet::IpNet;
 use uringvpn::dataplane::view::View;
 use uringvpn::io::driver::{Driver, Wait};
@@ -62,6 +63,7 @@ impl Plan {
             send_error: percent(20),
             refuses_trains: percent(1) > 0,
             tun_down: percent(20),
+            refused_write: percent(30),
         };
         let troubles =
             Troubles { lost: percent(10), duplicated: percent(10), swapped: percent(5), padded: percent(10) };
@@ -137,7 +139,8 @@ impl World {
         let mut random = Random::new(!seed);
         let hosts = [0, 1].map(|host| Host::new(host, &plan, &mut random));
         let mut book = Book::default();
-        book.arrives_in_order = plan.troubles.swapped == 0;
+        // What the TUN refused comes behind what was written with it.
+        book.arrives_in_order = plan.troubles.swapped == 0 && plan.faults.refused_write == 0;
         book.renumbers = plan.troubles.duplicated > 0;
         let mut world = World { plan, random, hosts, flows: Vec::new(), book, healed: false, sabotage: None };
         for host in [0, 1] {
@@ -333,12 +336,21 @@ impl World {
             ("write_packets", &recorded.write_packets, totals.tun_writes),
             ("read_bytes", &recorded.read_bytes, totals.tun_reads),
             ("receive_datagrams", &recorded.receive_datagrams, totals.receives),
+            ("turn_bytes", &recorded.turn_bytes, recorded.turn_completions.len()),
         ] {
             let len = histogram.len();
             require(Law::Conservation, len == counted, || {
                 format!("host {host} recorded {len} values as {name} and counted {counted}")
             })?;
         }
+        // A turn that only ended sends and writes says nothing, one that took something in says all that it moved.
+        let sum = |histogram: &Histogram<u64>| histogram.mean() * histogram.len() as f64;
+        let (moved, taken_in) =
+            (sum(&recorded.turn_bytes), sum(&recorded.read_bytes) + totals.in_bytes as f64);
+        let all = taken_in + (totals.sent_bytes + totals.written_bytes) as f64;
+        require(Law::Conservation, (taken_in * 0.99..=all * 1.01).contains(&moved), || {
+            format!("host {host} moved {moved} bytes in its turns, not {taken_in} to {all}")
+        })?;
         Ok(())
     }
 
@@ -641,6 +653,7 @@ impl Host {
                 merge: plan.merge,
                 counters: counters.clone(),
                 reporter: Reporter::new(0, outbox.clone(), Time::default()),
+                self_check: Arc::default(),
                 flags: flags.clone(),
             };
             DataWorker::new(Fake::new(plan.faults, random.next()), parts)

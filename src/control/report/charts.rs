@@ -5,10 +5,14 @@
 use super::run::{Interval, Run};
 use super::svg::{Canvas, Scale, escape, ticks};
 use super::tables::quantity;
-use crate::stats::histograms::Distribution;
+use crate::stats::histograms::{Distribution, lowest_equivalent};
 
-const WIDTH: f64 = 540.0;
-const HEIGHT: f64 = 280.0;
+/// Of most pictures.
+pub const WIDTH: f64 = 540.0;
+/// See [`WIDTH`].
+pub const HEIGHT: f64 = 280.0;
+/// Lines that look different; more begin again.
+pub const LINES: usize = 6;
 /// Columns that a heat map has at most, and rows for each power of ten.
 const COLUMNS_MAX: usize = 120;
 const ROWS_PER_DECADE: f64 = 10.0;
@@ -27,11 +31,11 @@ pub struct Rate {
 }
 
 /// A picture with its title and legend.
-fn figure(title: &str, legend: &[&str], svg: &str) -> String {
+pub fn figure(title: &str, legend: &[&str], svg: &str) -> String {
     let entries: String = legend
         .iter()
         .enumerate()
-        .map(|(index, label)| format!("<span class=\"key k{index}\">{}</span>", escape(label)))
+        .map(|(index, label)| format!("<span class=\"key k{}\">{}</span>", index % LINES, escape(label)))
         .collect();
     format!("<figure><figcaption><b>{}</b> {entries}</figcaption>{svg}</figure>\n", escape(title))
 }
@@ -80,7 +84,7 @@ fn scaled_unit(max: f64, unit: &str) -> (f64, String) {
 }
 
 /// A number on an axis.
-fn short(value: f64) -> String {
+pub fn short(value: f64) -> String {
     let text = format!("{value:.2}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
@@ -347,8 +351,9 @@ fn by_power(distribution: &Distribution) -> Vec<(u32, f64)> {
     let total = distribution.count() as f64;
     let mut shares: Vec<(u32, f64)> = Vec::new();
     for &(value, count) in &distribution.buckets {
-        // A bucket's largest value may be a power of two less one more than what was recorded; both belong together.
-        let power = value.max(1).checked_next_power_of_two().map_or(64, u64::trailing_zeros);
+        // A bucket is named by the largest value that shares its slot; powers of two are where slots begin.
+        let least = lowest_equivalent(value).max(1);
+        let power = least.checked_next_power_of_two().map_or(64, u64::trailing_zeros);
         let share = count as f64 / total;
         match shares.last_mut() {
             Some((newest, sum)) if *newest == power => *sum += share,
@@ -453,6 +458,16 @@ mod tests {
         assert_well_formed(&svg);
         assert!(svg.contains("Packets, thousand packets/s"));
         assert_eq!(points(&svg, "s s0").iter().map(|point| point.1).collect::<Vec<_>>(), [10.0; 6]);
+    }
+
+    #[test]
+    fn a_size_that_is_a_power_of_two_is_up_to_it_and_one_more_is_not() {
+        let mut recorded = crate::stats::distributions::histogram::<u64>();
+        (0..=16).for_each(|power| recorded.saturating_record(1 << power));
+        let sizes = of(&crate::stats::histograms::buckets(&recorded));
+        let powers: Vec<_> = by_power(&sizes).into_iter().map(|(power, _)| power).collect();
+        assert_eq!(powers, (0..=16).collect::<Vec<_>>());
+        assert_eq!(by_power(&of(&[(1039, 1)])), [(11, 1.0)], "the slot after that of 1024");
     }
 
     #[test]

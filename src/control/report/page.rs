@@ -1,12 +1,13 @@
 //! The page: everything in one file that needs no script and no network, light or dark as the reader's system is.
 
 use super::charts::{self, Decades, Rate};
-use super::run::{DATA_BEGIN, DATA_END, Interval, Run};
+use super::run::{Interval, Run, embedded};
 use super::svg::escape;
 use super::tables;
 use crate::stats::histograms::Distribution;
 
-const STYLE: &str = include_str!("page.css");
+/// How all of it looks.
+pub const STYLE: &str = include_str!("page.css");
 
 const THROUGHPUT: [Rate; 2] = [
     Rate { label: "outbound", counter: "out_bytes", factor: 8.0 },
@@ -34,38 +35,65 @@ const INBOUND: &[Stage] = &[
 ];
 const WORKER: &[Stage] = &[("turn of a worker", "turn"), ("waiting for a session", "staged")];
 
+/// What stands above a report; text, not markup.
+#[derive(Debug)]
+pub struct Head<'a> {
+    /// What it is about.
+    pub name: &'a str,
+    /// What it is.
+    pub what: &'static str,
+    /// For the browser's tab.
+    pub title: String,
+    /// Where and when.
+    pub subtitle: String,
+}
+
 /// The report of `run`, beside `other` if there is one.
 pub fn page(run: &Run, other: Option<&Run>) -> String {
-    let interface = escape(&run.last.interface);
-    let compared = other.map_or_else(String::new, |other| {
-        format!(
+    let head = Head {
+        name: &run.last.interface,
+        what: "tunnel report",
+        title: format!("{}: uringvpn report, {}", run.last.interface, tables::when(run.began)),
+        subtitle: format!(
+            "uringvpn {} · {} · {} · {} · {:.0} s",
+            run.last.version,
+            run.last.settings.kernel,
+            run.host.cpu,
+            tables::when(run.began),
+            run.seconds
+        ),
+    };
+    let mut body: String = run.notes.iter().map(|text| note(text)).collect();
+    if let Some(other) = other {
+        body += &format!(
             "<p class=\"note\">Beside it: <b>{}</b>, {}. Differences say how this run differs from that one; \
              <span class=\"better\">better</span>, <span class=\"worse\">worse</span>. Pictures: this run at the left, \
              the other at the right, with the same axes.</p>\n",
             escape(&other.last.interface),
             tables::when(other.began)
-        )
-    });
-    let title = format!("{interface}: uringvpn report, {}", tables::when(run.began));
-    let subtitle = format!(
-        "uringvpn {} · {} · {} · {} · {:.0} s",
-        escape(&run.last.version),
-        escape(&run.host.kernel),
-        escape(&run.host.cpu),
-        tables::when(run.began),
-        run.seconds
-    );
+        );
+    }
+    body += &(pictures(run, other) + &numbers(run, other));
+    frame(&head, &body, &run.to_json())
+}
+
+/// A whole page: what stands above, the markup of the report, and its data.
+pub fn frame(head: &Head<'_>, body: &str, json: &str) -> String {
+    let [name, title, subtitle] = [head.name, &head.title, &head.subtitle].map(escape);
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/>\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\"/>\
-         <title>{title}</title><style>\n{STYLE}</style></head>\n<body>\n<h1>{interface} <small>tunnel report</small></h1>\n\
-         <p class=\"subtitle\">{subtitle}</p>\n{compared}{}{}\
-         {DATA_BEGIN}{}{DATA_END}\n</body></html>\n",
-        pictures(run, other),
-        numbers(run, other),
-        run.to_embedded_json().trim_end(),
+         <title>{title}</title><style>\n{STYLE}</style></head>\n<body>\n<h1>{name} <small>{}</small></h1>\n\
+         <p class=\"subtitle\">{subtitle}</p>\n{body}{}\n</body></html>\n",
+        head.what,
+        embedded(json)
     )
+}
+
+/// What a reader should know first.
+pub fn note(text: &str) -> String {
+    format!("<p class=\"note\">{}</p>\n", escape(text))
 }
 
 /// The part that is looked at.
@@ -124,7 +152,7 @@ fn pictures(run: &Run, other: Option<&Run>) -> String {
 }
 
 /// Titles for this run and the other.
-fn titles(title: &str) -> [String; 2] {
+pub fn titles(title: &str) -> [String; 2] {
     [title.to_owned(), format!("{title} (other run)")]
 }
 
@@ -154,11 +182,13 @@ fn numbers(run: &Run, other: Option<&Run>) -> String {
         )
         + &section("Workers in the watch", "", "", &tables::workers(run))
         + &section("Peers", "", "", &tables::peers(run))
+        + &section("Offloads at the end of the watch", "", "", &tables::offloads(run, other))
         + &section("Where and how", "", "", &tables::settings(run, other))
         + &format!("<details><summary>All counters</summary>{}</details>\n", tables::counters(run, other))
 }
 
-fn section(title: &str, help: &str, grid: &str, content: &str) -> String {
+/// A heading, a sentence of help, and in a grid of that class the content.
+pub fn section(title: &str, help: &str, grid: &str, content: &str) -> String {
     let help = if help.is_empty() { String::new() } else { format!("<p class=\"help\">{help}</p>\n") };
     format!("<section><h2>{title}</h2>\n{help}<div class=\"{grid}\">\n{content}</div></section>\n")
 }
@@ -196,11 +226,12 @@ mod tests {
 
     #[test]
     fn names_of_interfaces_are_text_and_never_markup() {
-        let run = samples::run("</title><script>alert(1)</script>", 2, 10, 1_000);
+        let mut run = samples::run("</title><script>alert(1)</script>", 2, 10, 1_000);
+        run.notes.push("it <ended>".to_owned());
         let page = page(&run, Some(&run));
         assert_well_formed(&markup(&page));
         assert_eq!(page.matches("<script").count(), 1);
-        assert!(page.contains("&lt;/title&gt;&lt;script&gt;alert(1)"));
+        assert!(page.contains("&lt;/title&gt;&lt;script&gt;alert(1)") && page.contains("it &lt;ended&gt;"));
         assert_eq!(Run::from_text(&page), Some(run));
     }
 

@@ -10,9 +10,9 @@ use crate::stats::snapshot::{Dropped, PeerSnapshot, Snapshot};
 /// The version of the JSON. Raised when a reader of the old would misunderstand the new.
 pub const SCHEMA: u32 = 1;
 /// Before and after the data in a page.
-pub const DATA_BEGIN: &str = "<script type=\"application/json\" id=\"uringvpn-report\">";
+const DATA_BEGIN: &str = "<script type=\"application/json\" id=\"uringvpn-report\">";
 /// See [`DATA_BEGIN`].
-pub const DATA_END: &str = "</script>";
+const DATA_END: &str = "</script>";
 
 /// A watch of some seconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,13 +33,14 @@ pub struct Run {
     pub intervals: Vec<Interval>,
     /// What was recorded from the beginning to the end.
     pub distributions: Vec<Distribution>,
+    /// What a reader should know of the watch itself.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// The machine that a tunnel ran on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
-    /// Kernel, release and machine, as `uname` says.
-    pub kernel: String,
     /// Name of the CPU.
     pub cpu: String,
     /// How many of them.
@@ -165,19 +166,24 @@ impl Run {
         serde_json::to_string(self).unwrap_or_default() + "\n"
     }
 
-    /// JSON that may stand in a page: nothing in it ends a script.
-    pub fn to_embedded_json(&self) -> String {
-        self.to_json().replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
-    }
-
     /// A report or its data.
     pub fn from_text(text: &str) -> Option<Run> {
-        let json = match text.find(DATA_BEGIN) {
-            Some(at) => text[at + DATA_BEGIN.len()..].split(DATA_END).next()?,
-            None => text,
-        };
-        serde_json::from_str(json).ok().filter(|run: &Run| run.report_schema == SCHEMA)
+        serde_json::from_str(data_in(text)?).ok().filter(|run: &Run| run.report_schema == SCHEMA)
     }
+}
+
+/// The data in a page, or the whole of what is no page.
+pub fn data_in(text: &str) -> Option<&str> {
+    match text.find(DATA_BEGIN) {
+        Some(at) => text[at + DATA_BEGIN.len()..].split(DATA_END).next(),
+        None => Some(text),
+    }
+}
+
+/// `json` as it may stand in a page: nothing in it ends a script.
+pub fn embedded(json: &str) -> String {
+    let escaped = json.trim_end().replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026");
+    format!("{DATA_BEGIN}{escaped}{DATA_END}")
 }
 
 /// Runs for the tests of the drawing.
@@ -187,10 +193,12 @@ pub mod samples {
     use crate::stats::counters::{Totals, WorkerCounters};
     use crate::stats::distributions::Distributions;
     use crate::stats::drop::{Direction, DropReason};
-    use crate::stats::snapshot::{self, WorkerSnapshot};
+    use crate::stats::offloads::SelfCheck;
+    use crate::stats::snapshot::{self, SettingsSnapshot, WorkerSnapshot};
+    use crate::time::Time;
 
     /// A tunnel of that name after `seconds`, each with `packets` of `nanos` to each side.
-    fn moment(interface: &str, seconds: u64, packets: u64, nanos: u64) -> (Snapshot, Histograms) {
+    pub fn moment(interface: &str, seconds: u64, packets: u64, nanos: u64) -> (Snapshot, Histograms) {
         let worker = WorkerCounters::default();
         let all = seconds.saturating_mul(packets);
         for counter in [&worker.out_packets, &worker.sent_datagrams, &worker.in_datagrams] {
@@ -210,9 +218,12 @@ pub mod samples {
         let directions = Direction::ALL;
         let snapshot = Snapshot {
             schema: snapshot::SCHEMA,
+            kind: snapshot::TUNNEL.to_owned(),
             version: "0.1.0".to_owned(),
             interface: interface.to_owned(),
             uptime_seconds: seconds as f64,
+            settings: SettingsSnapshot { queues: 1, ..SettingsSnapshot::default() },
+            offloads: SelfCheck::default().snapshot(Time::default()),
             counters: snapshot::counters(&totals),
             drops: snapshot::drops(&totals),
             balance: directions.map(|direction| snapshot::balance(&totals, direction)).into(),
@@ -221,6 +232,7 @@ pub mod samples {
                 worker: 0,
                 counters: snapshot::counters(&totals),
                 last_second: Vec::new(),
+                last_second_ago: None,
             }],
             seconds: Vec::new(),
             merged_intervals: 0,
@@ -236,7 +248,7 @@ pub mod samples {
         let [(first, start), .., (last, end)] = &moments[..] else { panic!("two moments at least") };
         Run {
             report_schema: SCHEMA,
-            host: Host { kernel: "Linux 6.18".to_owned(), cpu: "A CPU".to_owned(), cpus: 2 },
+            host: Host { cpu: "A CPU".to_owned(), cpus: 2 },
             began: 1_700_000_000.25,
             seconds: seconds as f64,
             first: first.clone(),
@@ -246,6 +258,7 @@ pub mod samples {
                 .map(|pair| Interval::between(&pair[0].1, &pair[1].1, 5.0))
                 .collect(),
             distributions: since(&end.distributions, &start.distributions),
+            notes: Vec::new(),
         }
     }
 }
@@ -258,10 +271,10 @@ mod tests {
     fn a_run_is_the_same_after_json_and_after_a_page() {
         let run = samples::run("</script><b>&\"'", 3, 1_000, 5_000);
         assert_eq!(Run::from_text(&run.to_json()), Some(run.clone()));
-        let embedded = run.to_embedded_json();
-        assert!(!embedded.contains(['<', '>', '&']));
-        let page = format!("<html>{DATA_BEGIN}{embedded}{DATA_END}</html>");
-        assert_eq!(Run::from_text(&page), Some(run));
+        let embedded = embedded(&run.to_json());
+        let inside = &embedded[DATA_BEGIN.len()..embedded.len() - DATA_END.len()];
+        assert!(!inside.contains(['<', '>', '&']));
+        assert_eq!(Run::from_text(&format!("<html>{embedded}</html>")), Some(run));
     }
 
     #[test]

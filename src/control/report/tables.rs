@@ -6,7 +6,8 @@ use super::run::Run;
 use super::svg::escape;
 use crate::control::show;
 use crate::stats::histograms::Distribution;
-use crate::stats::snapshot::Balance;
+use crate::stats::snapshot::{Balance, OffloadSnapshot, SettingsSnapshot};
+use crate::time::WallTime;
 
 /// Peers that are listed, the busiest first.
 pub const PEERS_MAX: usize = 50;
@@ -15,16 +16,19 @@ const SAME_PERCENT: f64 = 1.0;
 
 /// Which way is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Better {
+pub enum Better {
+    /// The larger.
     More,
+    /// The smaller.
     Less,
+    /// It is a fact.
     Neither,
 }
 
 /// A number's label, how it is read off a run, how it is written, which way it should go.
 type Tile<'a> = (&'a str, &'a dyn Fn(&Run) -> f64, &'a dyn Fn(f64) -> String, Better);
 /// A setting's label, and how it is read off a run.
-type Setting<'a> = (&'a str, &'a dyn Fn(&Run) -> String);
+pub type Setting<'a, R> = (&'a str, &'a dyn Fn(&R) -> String);
 
 /// A quantity in its unit.
 pub fn quantity(value: u64, unit: &str) -> String {
@@ -40,7 +44,7 @@ fn bits(per_second: f64) -> String {
 }
 
 /// How much more `ours` is than `theirs`, marked as better or worse.
-fn difference(ours: f64, theirs: f64, better: Better) -> String {
+pub fn difference(ours: f64, theirs: f64, better: Better) -> String {
     if ours == theirs {
         return "<span class=\"same\">=</span>".to_owned();
     }
@@ -103,7 +107,7 @@ pub fn tiles(run: &Run, other: Option<&Run>) -> String {
 }
 
 /// A table; cells are markup already.
-fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
+pub fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     let mut text = "<div class=\"scroll\"><table><thead><tr>".to_owned();
     headings.iter().for_each(|heading| text += &format!("<th>{}</th>", escape(heading)));
     text += "</tr></thead><tbody>";
@@ -249,12 +253,42 @@ fn peer_row(run: &Run, peer: &crate::stats::snapshot::PeerSnapshot, rx: u64, tx:
     ]
 }
 
+/// What the kernel did for the tunnel.
+pub fn offloads(run: &Run, other: Option<&Run>) -> String {
+    let row = |ours: &OffloadSnapshot| {
+        let OffloadSnapshot { offload, state, reason, .. } = ours;
+        let mut cells = vec![
+            format!("<code>{}</code>", escape(offload)),
+            escape(state),
+            format!("<span class=\"prose\">{}</span>", escape(reason)),
+        ];
+        if let Some(other) = other {
+            let found = other.last.offloads.iter().find(|found| found.offload == *offload);
+            let theirs = found.map_or("not told", |found| &found.state);
+            let class = if theirs == state { "same" } else { "differs" };
+            cells.insert(2, format!("<span class=\"{class}\">{}</span>", escape(theirs)));
+        }
+        cells
+    };
+    let rows: Vec<_> = run.last.offloads.iter().map(row).collect();
+    let headings = ["offload", "state", "why"];
+    let compared = ["offload", "state", "other run", "why"];
+    table(if other.is_some() { &compared } else { &headings }, &rows)
+}
+
 /// Where and how a run was made.
 pub fn settings(run: &Run, other: Option<&Run>) -> String {
-    let rows: [Setting<'_>; 9] = [
+    let rows: [Setting<'_, Run>; 13] = [
         ("interface", &|run| run.last.interface.clone()),
         ("uringvpn", &|run| run.last.version.clone()),
-        ("kernel", &|run| run.host.kernel.clone()),
+        ("kernel", &|run| run.last.settings.kernel.clone()),
+        ("mode", &|run| run.last.settings.mode.clone()),
+        ("queues, driver", &|run| {
+            let SettingsSnapshot { queues, drivers, .. } = &run.last.settings;
+            format!("{queues}, {}", drivers.join(" and "))
+        }),
+        ("MTU", &|run| run.last.settings.mtu.to_string()),
+        ("UDP port", &|run| run.last.settings.listen_port.to_string()),
         ("CPU", &|run| format!("{}, {} to use", run.host.cpu, run.host.cpus)),
         ("began", &|run| when(run.began)),
         ("watched", &|run| format!("{:.1} s", run.seconds)),
@@ -265,6 +299,11 @@ pub fn settings(run: &Run, other: Option<&Run>) -> String {
             format!("{late} worker seconds")
         }),
     ];
+    settings_table(&rows, run, other)
+}
+
+/// What two runs have in common, and where they differ.
+pub fn settings_table<R>(rows: &[Setting<'_, R>], run: &R, other: Option<&R>) -> String {
     let rows: Vec<_> = rows
         .iter()
         .map(|(label, read)| {
@@ -280,19 +319,10 @@ pub fn settings(run: &Run, other: Option<&Run>) -> String {
 }
 
 /// A moment in UTC.
-///
-/// Source: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
 pub fn when(seconds: f64) -> String {
-    let seconds = seconds.clamp(0.0, 253_402_300_799.0) as u64;
-    let (days, rest) = (seconds / 86_400 + 719_468, seconds % 86_400);
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let date = day - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = era * 400 + year + u64::from(month <= 2);
-    format!("{year}-{month:02}-{date:02} {:02}:{:02}:{:02} UTC", rest / 3600, rest / 60 % 60, rest % 60)
+    let moment = WallTime::from_parts(seconds.clamp(0.0, 253_402_300_799.0) as u64, 0);
+    let ((year, month, day), (hour, minute, second)) = (moment.date(), moment.clock());
+    format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
 }
 
 /// All counters of the watch.
@@ -343,9 +373,14 @@ mod tests {
         for other in [None, Some(&other)] {
             let all =
                 tiles(&run, other) + &latencies(&run, other) + &drops(&run, other) + &settings(&run, other);
-            let all = all + &counters(&run, other) + &balance(&run) + &workers(&run) + &peers(&run);
+            let all = all
+                + &offloads(&run, other)
+                + &counters(&run, other)
+                + &balance(&run)
+                + &workers(&run)
+                + &peers(&run);
             assert_well_formed(&all);
-            assert!(all.contains("&lt;wg&amp;0&gt;"));
+            assert!(all.contains("&lt;wg&amp;0&gt;") && all.contains("<code>gso</code>"));
             assert_eq!(all.contains("class=\"better\">-50 %"), other.is_some());
             assert!(all.contains("No peer has the destination in its allowed IPs."));
         }

@@ -4,7 +4,8 @@
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
-/// The parts of the screen, in their order.
+/// The parts of the screen, in their order. Named after what a tunnel has there; of a program that exposes ports, see
+/// [`super::exposed`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pane {
     /// Latencies and quantities.
@@ -167,6 +168,10 @@ pub const HELP: &[(&str, &str)] = &[
     ("p Space", "let the screen stand still, and go on"),
     ("?", "this help, and back"),
 ];
+
+/// The same in few words.
+pub const HINTS: &[&str] =
+    &["q quit", "? help", "Tab 1-4 pane", "j k select", "t time", "w worker", "s sort", "p pause"];
 
 #[cfg(test)]
 mod tests {

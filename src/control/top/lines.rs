@@ -5,8 +5,7 @@ use std::thread;
 
 use super::super::show::ShowError;
 use super::keys::{Choice, PANES, Pane};
-use super::rates::Rates;
-use super::sheets::{direction, header, sheet};
+use super::page::Page;
 use super::{Top, Watch, look_at};
 
 /// Columns; numbers stand in the first 80.
@@ -22,10 +21,10 @@ pub fn run(top: &Top, mut watch: Watch, out: &mut dyn Write) -> Result<(), ShowE
     let mut blocks = 0;
     while top.count.is_none_or(|count| blocks < count) {
         thread::sleep(top.interval);
-        watch.take(look_at(&watch.name))?;
+        watch.take(look_at(&watch.name), false)?;
         match &watch.trouble {
             Some(trouble) => writeln!(out, "{trouble}\n")?,
-            None => writeln!(out, "{}", block(&watch.rates(), watch.odd_looks))?,
+            None => writeln!(out, "{}", block(&watch.page(), watch.odd_looks))?,
         }
         out.flush()?;
         blocks += 1;
@@ -34,14 +33,18 @@ pub fn run(top: &Top, mut watch: Watch, out: &mut dyn Write) -> Result<(), ShowE
 }
 
 /// What is known, a line end after every line.
-fn block(rates: &Rates, odd_looks: u32) -> String {
+fn block(page: &Page, odd_looks: u32) -> String {
     let choice = Choice::new();
-    let mut text = header(rates, false, odd_looks, WIDTH) + "\n";
-    for outbound in [true, false] {
-        text += &(direction(rates, outbound) + "\n");
+    let mut text = page.header(false, odd_looks, WIDTH) + "\n";
+    for (line, _) in page.directions() {
+        text += &(line + "\n");
+    }
+    let state = page.state(WIDTH);
+    if !state.is_empty() {
+        text += &(state + "\n");
     }
     for pane in PANES {
-        let sheet = sheet(pane, rates, &choice);
+        let sheet = page.sheet(pane, &choice);
         // In plaintext mode there are no peers to speak of, and no drops are good news that need no line.
         if sheet.rows.is_empty() && matches!(pane, Pane::Peers | Pane::Drops) {
             continue;
@@ -59,7 +62,8 @@ fn block(rates: &Rates, odd_looks: u32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::made_up::look;
+    use super::super::made_up::{exposed, look};
+    use super::super::rates::Rates;
     use super::*;
 
     #[test]
@@ -71,10 +75,11 @@ mod tests {
             peer.public_key = format!("peer{number:039}=");
             now.snapshot.peers.push(peer);
         }
-        let text = block(&Rates::between(Some(&before), &now), 0);
+        let text = block(&Page::Tunnel(Rates::between(Some(&before), &now)), 0);
         for part in [
             "uvt7  balance ok",
             "out   1000 packets/s 8.00 Mbit/s\n",
+            "\noffloads  on: tso uso gso gro steering",
             "of worker 0, last s\n",
             "inbound_queue",
             "worker 1 ",
@@ -92,8 +97,21 @@ mod tests {
         let mut now = look(100.0, 1_000);
         now.snapshot.peers.clear();
         now.snapshot.drops.clear();
-        let text = block(&Rates::between(None, &now), 0);
+        let text = block(&Page::Tunnel(Rates::between(None, &now)), 0);
         assert!(!text.contains("3 peers") && !text.contains("4 drops"), "{text}");
         assert!(text.contains("out      - packets/s           -\n"), "{text}");
+    }
+
+    #[test]
+    fn a_block_of_exposed_ports_holds_every_part() {
+        let [before, now] = [exposed(100.0, 1_000), exposed(101.0, 2_000)];
+        let rates = super::super::exposed::Rates::between(Some(&before), &now);
+        let text = block(&Page::Exposed(rates), 0);
+        for part in
+            ["server-7835  sums ok", "visitors/s", "\nnow  12 ", "first_byte", "8080", "away not_taken"]
+        {
+            assert!(text.contains(part), "no {part:?} in\n{text}");
+        }
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH && line.is_ascii()));
     }
 }

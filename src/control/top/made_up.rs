@@ -1,4 +1,4 @@
-//! A tunnel that exists only in tests.
+//! A tunnel and a server that exist only in tests.
 
 use std::collections::BTreeMap;
 
@@ -7,9 +7,12 @@ use super::rates::Look;
 use crate::stats::counters::Totals;
 use crate::stats::distributions::{DISTRIBUTIONS, Unit};
 use crate::stats::drop::DropReason;
+use crate::stats::offloads::SelfCheck;
 use crate::stats::snapshot::{
-    Balance, Dropped, PeerSnapshot, Quantiles, SCHEMA, Second, Snapshot, WorkerSnapshot, unit,
+    Balance, Dropped, PeerSnapshot, Quantiles, SCHEMA, Second, SettingsSnapshot, Snapshot, TUNNEL,
+    WorkerSnapshot, unit,
 };
+use crate::time::Time;
 
 /// A tunnel with two equal workers and three peers after so many seconds, in which each packet had 1000 bytes and half as
 /// many came in as went out.
@@ -25,6 +28,7 @@ pub fn look(uptime_seconds: f64, packets: u64) -> Look {
             ("enters", packets * 75 / 1000),
         ]),
         last_second: quantiles(1_000),
+        last_second_ago: Some(0.7),
     };
     let drop = |reason: DropReason, packets| Dropped {
         reason: reason.label().to_owned(),
@@ -42,9 +46,12 @@ pub fn look(uptime_seconds: f64, packets: u64) -> Look {
     };
     let snapshot = Snapshot {
         schema: SCHEMA,
+        kind: TUNNEL.to_owned(),
         version: "9.9.9".to_owned(),
         interface: "uvt7".to_owned(),
         uptime_seconds,
+        settings: SettingsSnapshot::default(),
+        offloads: SelfCheck::default().snapshot(Time::default()),
         counters: counters(&[
             ("out_packets", packets),
             ("out_bytes", packets * 1_000),
@@ -62,6 +69,68 @@ pub fn look(uptime_seconds: f64, packets: u64) -> Look {
     };
     let half = (uptime_seconds * 0.5e9) as u64;
     Look { snapshot, cpu: CpuTimes::from([(0, half), (1, half)]) }
+}
+
+/// A server with three ports after so many seconds and visitors, of whom nine of ten were joined and one of ten was turned
+/// away; those of port 8080 sent 100 bytes each and got 1000.
+pub fn exposed(uptime_seconds: f64, visitors: u64) -> super::exposed::Look {
+    use crate::stats::exposed::Kind;
+    use crate::stats::exposed::snapshot::{Count, ExposedSecond, PortSnapshot, Sums};
+
+    let mut snapshot = Sums::default().snapshot(Kind::Server);
+    snapshot.name = "server-7835".to_owned();
+    snapshot.version = "9.9.9".to_owned();
+    snapshot.uptime_seconds = uptime_seconds;
+    let joined = visitors - visitors / 10;
+    for (name, value) in [
+        ("visitors", visitors),
+        ("joined", joined),
+        ("in_bytes", visitors * 100),
+        ("out_bytes", visitors * 1_000),
+    ] {
+        snapshot.counters.insert(name.to_owned(), value);
+    }
+    let open = 12.min(joined);
+    for (name, value) in [("open", open), ("ports_open", 2), ("ports_held", 1)] {
+        snapshot.present.insert(name.to_owned(), value);
+    }
+    let set = |counts: &mut Vec<Count>, reason: &str, count| {
+        let found = counts.iter_mut().find(|found| found.reason == reason);
+        found.expect("a reason of the table").count = count;
+    };
+    set(&mut snapshot.ended, "finished", joined - open);
+    set(&mut snapshot.turned_away, "not_taken", visitors / 10);
+    set(&mut snapshot.refused, "wrong_secret", 7);
+    for rows in [&mut snapshot.distributions, &mut snapshot.last_second] {
+        *rows = quantiles(joined);
+        rows.truncate(4);
+        let names = ["join", "first_byte", "duration", "in_bytes"];
+        rows.iter_mut().zip(names).for_each(|(row, name)| {
+            [row.p50, row.p90, row.p99, row.p999, row.max] = [2_000_000; 5];
+            (row.name, row.per) = (name.to_owned(), "connections".to_owned());
+            row.unit = if name.ends_with("bytes") { "bytes" } else { "ns" }.to_owned();
+        });
+    }
+    snapshot.last_second_ago = Some(0.4);
+    let second = |(seconds_ago, in_bytes): (f64, u64)| ExposedSecond {
+        seconds_ago,
+        counters: [("in_bytes".to_owned(), in_bytes)].into(),
+    };
+    snapshot.seconds = [(70.0, 99), (2.3, 5), (0.3, 9)].map(second).into();
+    let port = |port, open, visitors: u64| PortSnapshot {
+        port,
+        protocol: "tcp".to_owned(),
+        whose: "192.0.2.7:50000".to_owned(),
+        state: if port == 443 { "held" } else { "open" }.to_owned(),
+        open,
+        visitors,
+        turned_away: visitors / 10,
+        in_bytes: visitors * 100,
+        out_bytes: visitors * 1_000,
+    };
+    // The busiest is told first here, so that sorting shows.
+    snapshot.ports = vec![port(8080, 2, visitors), port(80, 3, 5), port(443, 7, 6)];
+    super::exposed::Look { snapshot, cpu: Some((uptime_seconds * 0.5e9) as u64) }
 }
 
 /// The named ones; the others are zero.
@@ -118,8 +187,15 @@ fn peers(packets: u64) -> Vec<PeerSnapshot> {
         endpoint: endpoint.map(str::to_owned),
         allowed_ips: vec!["10.9.0.7/32".to_owned()],
         handshake_age_seconds: age,
+        keypair_age_seconds: age,
+        handshakes: u64::from(age.is_some()),
+        handshake_ns_last: 1_200_000,
+        handshake_ns_min: 900_000,
         rx_bytes: bytes,
+        rx_packets: bytes / 1_000,
         tx_bytes: 2 * bytes,
+        tx_packets: bytes / 500,
+        drops: BTreeMap::new(),
         persistent_keepalive: 25,
     };
     vec![

@@ -1,4 +1,4 @@
-//! `uringvpn top`: looks at a running tunnel again and again and shows what it does.
+//! `uringvpn top`: looks at a running tunnel, or a program that exposes ports, again and again and shows what it does.
 //!
 //! | file | holds |
 //! |---|---|
@@ -6,6 +6,8 @@
 //! | `cpu` | CPU time of the workers, from /proc |
 //! | `keys` | what the keys choose |
 //! | `sheets` | rows and columns of each pane |
+//! | `exposed` | rates and panes of a program that exposes ports |
+//! | `page` | the parts that both have |
 //! | `view` | the screen, drawn from the sheets |
 //! | `screen` | the terminal, and who waits for what |
 //! | `lines` | the same without a terminal |
@@ -13,10 +15,12 @@
 //! All but `screen`, `lines` and `cpu` are pure.
 
 mod cpu;
+mod exposed;
 mod keys;
 mod lines;
 #[cfg(test)]
 mod made_up;
+mod page;
 mod rates;
 mod screen;
 mod sheets;
@@ -26,14 +30,14 @@ use std::io::{IsTerminal, stdin, stdout};
 use std::sync::Arc;
 use std::time::Duration;
 
-use self::rates::{Look, Rates};
+use self::page::{Look, Page};
 use self::view::Ink;
-use super::show::{ShowError, imbalance, look, meant, socket};
+use super::show::{ShowError, Shown, look_at_any, meant_of_any};
 
 /// What is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Top {
-    /// Of this interface; otherwise of the only one.
+    /// Of this interface or program; otherwise of the only one.
     pub name: Option<String>,
     /// Time between two looks.
     pub interval: Duration,
@@ -59,7 +63,7 @@ pub fn parse_interval(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// [`ShowError`], also when the tunnel ends.
 pub fn run(top: &Top) -> Result<(), ShowError> {
-    let name = meant(top.name.as_deref())?;
+    let name = meant_of_any(top.name.as_deref())?;
     let now = look_at(&name)?;
     let watch = Watch { name: name.into(), before: None, now, odd_looks: 0, trouble: None };
     let variable = |name: &str| std::env::var(name).unwrap_or_default();
@@ -79,11 +83,19 @@ fn speaks_utf8(variable: impl Fn(&str) -> String) -> bool {
 }
 
 fn look_at(name: &str) -> Result<Look, ShowError> {
-    let snapshot = look(name)?;
-    Ok(Look { snapshot, cpu: cpu::of_listener(&socket(name)) })
+    Ok(match look_at_any(name)? {
+        Shown::Tunnel(snapshot) => {
+            let cpu = cpu::of_tunnel(&snapshot.settings);
+            Look::Tunnel(Box::new(rates::Look { snapshot: *snapshot, cpu }))
+        }
+        Shown::Exposed(snapshot) => {
+            let cpu = cpu::of_process(snapshot.settings.pid, &snapshot.settings.pid_namespace);
+            Look::Exposed(Box::new(exposed::Look { snapshot: *snapshot, cpu }))
+        }
+    })
 }
 
-/// What is known of the tunnel that is watched.
+/// What is known of who is watched.
 struct Watch {
     name: Arc<str>,
     before: Option<Look>,
@@ -95,13 +107,16 @@ struct Watch {
 }
 
 impl Watch {
-    /// Takes in a look. One that was not answered in time, as may happen on a busy machine, is shown and forgiven.
-    fn take(&mut self, result: Result<Look, ShowError>) -> Result<(), ShowError> {
+    /// Takes in a look; while the screen stands still (`paused`), only that the tunnel answers. One that was not answered in
+    /// time, as may happen on a busy machine, is shown and forgiven.
+    fn take(&mut self, result: Result<Look, ShowError>, paused: bool) -> Result<(), ShowError> {
         match result {
             Ok(look) => {
-                self.before = Some(std::mem::replace(&mut self.now, look));
-                self.odd_looks = imbalance(&self.now.snapshot).map_or(0, |_| self.odd_looks + 1);
                 self.trouble = None;
+                if !paused {
+                    self.before = Some(std::mem::replace(&mut self.now, look));
+                    self.odd_looks = if self.now.is_odd() { self.odd_looks + 1 } else { 0 };
+                }
                 Ok(())
             }
             Err(ShowError::NotRunning(name)) => Err(ShowError::Ended(name)),
@@ -113,8 +128,8 @@ impl Watch {
         }
     }
 
-    fn rates(&self) -> Rates<'_> {
-        Rates::between(self.before.as_ref(), &self.now)
+    fn page(&self) -> Page<'_> {
+        Page::between(self.before.as_ref(), &self.now)
     }
 }
 
@@ -172,25 +187,43 @@ mod tests {
         assert!(!with(&[]));
     }
 
+    fn tunnel(uptime_seconds: f64, packets: u64) -> Look {
+        Look::Tunnel(Box::new(made_up::look(uptime_seconds, packets)))
+    }
+
     #[test]
     fn a_look_in_vain_is_forgiven_and_an_end_is_not() {
-        let mut watch = Watch {
-            name: "uvt7".into(),
-            before: None,
-            now: made_up::look(1.0, 10),
-            odd_looks: 0,
-            trouble: None,
-        };
-        let late = ShowError::Answer("uvt7".to_owned(), "it does not answer".to_owned());
-        assert!(watch.take(Err(late)).is_ok());
+        let mut watch =
+            Watch { name: "uvt7".into(), before: None, now: tunnel(1.0, 10), odd_looks: 0, trouble: None };
+        let late = || ShowError::Answer("uvt7".to_owned(), "it does not answer".to_owned());
+        assert!(watch.take(Err(late()), false).is_ok());
         assert_eq!(watch.trouble.as_deref(), Some("uvt7: it does not answer"));
         let mut odd = made_up::look(2.0, 20);
         odd.snapshot.balance[0].in_flight = -1;
-        assert!(watch.take(Ok(odd.clone())).is_ok() && watch.take(Ok(odd)).is_ok());
+        let odd = Look::Tunnel(Box::new(odd));
+        assert!(watch.take(Ok(odd.clone()), false).is_ok() && watch.take(Ok(odd), false).is_ok());
         assert_eq!((watch.trouble.as_deref(), watch.odd_looks), (None, 2));
-        assert!(watch.take(Ok(made_up::look(3.0, 30))).is_ok());
-        assert_eq!((watch.odd_looks, watch.rates().total("out_packets")), (0, Some(10.0)));
-        let end = watch.take(Err(ShowError::NotRunning("uvt7".to_owned()))).expect_err("it is over");
-        assert_eq!(end.to_string(), "uvt7: the tunnel has ended");
+        assert!(watch.take(Ok(tunnel(3.0, 30)), false).is_ok());
+        let rate = |watch: &Watch| match watch.page() {
+            Page::Tunnel(rates) => rates.total("out_packets"),
+            Page::Exposed(_) => None,
+        };
+        assert_eq!((watch.odd_looks, rate(&watch)), (0, Some(10.0)));
+        // Paused, trouble comes and goes, and the numbers stay.
+        assert!(watch.take(Err(late()), true).is_ok() && watch.trouble.is_some());
+        assert!(watch.take(Ok(tunnel(4.0, 99)), true).is_ok());
+        let uptime = |look: &Look| match look {
+            Look::Tunnel(look) => look.snapshot.uptime_seconds,
+            Look::Exposed(look) => look.snapshot.uptime_seconds,
+        };
+        assert_eq!((watch.trouble.as_deref(), uptime(&watch.now)), (None, 3.0));
+        // A server has taken over the name.
+        let server = Look::Exposed(Box::new(made_up::exposed(9.0, 9)));
+        assert!(watch.take(Ok(server), false).is_ok() && rate(&watch).is_none());
+        let gone = || Err(ShowError::NotRunning("uvt7".to_owned()));
+        for paused in [false, true] {
+            let end = watch.take(gone(), paused).expect_err("it is over");
+            assert_eq!(end.to_string(), "uvt7: the tunnel has ended");
+        }
     }
 }

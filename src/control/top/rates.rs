@@ -106,13 +106,17 @@ impl<'a> Rates<'a> {
         let mut bars = [0; BARS];
         for second in &self.now.snapshot.seconds {
             // The second that has not ended tells 0, the one before it anything up to 1.
-            let age = second.seconds_ago.ceil() as usize;
-            if let Some(bar) = age.checked_sub(1).and_then(|age| BARS.checked_sub(age + 1)) {
+            if let Some(bar) = bar_of(second.seconds_ago.ceil()) {
                 bars[bar] += second.counters.get(name).copied().unwrap_or_default();
             }
         }
         bars
     }
+}
+
+/// The bar of the second that began `ago` whole seconds before now; none of one that has just begun, or is too old.
+pub fn bar_of(ago: f64) -> Option<usize> {
+    (ago as usize).checked_sub(1).and_then(|age| BARS.checked_sub(age + 1))
 }
 
 fn counter(snapshot: &Snapshot, worker: usize, name: &str) -> Option<u64> {

@@ -14,8 +14,7 @@ use ratatui::crossterm::event::{self, Event as Input, KeyEvent};
 
 use super::super::show::ShowError;
 use super::keys::{Choice, Flow};
-use super::rates::Look;
-use super::sheets::sheet;
+use super::page::Look;
 use super::view::{Ink, Scene, draw};
 use super::{Top, Watch, look_at};
 
@@ -57,25 +56,23 @@ fn show(
     let mut looks = 0;
     while top.count.is_none_or(|count| looks < count) {
         let trouble = watch.trouble.as_deref();
-        let scene = Scene { rates: watch.rates(), choice: &choice, odd_looks: watch.odd_looks, trouble, ink };
+        let scene = Scene { page: watch.page(), choice: &choice, odd_looks: watch.odd_looks, trouble, ink };
         terminal.draw(|frame| draw(frame, &scene))?;
         // The threads end with the process, so there is always one to wait for.
         let Ok(event) = events.recv() else { return Ok(()) };
         match event {
             Event::Key(key) => {
-                let sheet = sheet(choice.pane, &scene.rates, &choice);
+                let sheet = scene.page.sheet(choice.pane, &choice);
                 let rows: Vec<&str> = sheet.rows.iter().map(|row| row.name.as_str()).collect();
-                let workers = scene.rates.snapshot().workers.len();
+                let workers = scene.page.workers();
                 if choice.press(key, &rows, workers) == Flow::Quit {
                     return Ok(());
                 }
             }
             Event::Redraw => {}
-            // While it stands still only the tunnel's end matters.
-            Event::Look(result) if choice.paused && result.is_ok() => {}
             Event::Look(result) => {
-                watch.take(*result)?;
-                looks += 1;
+                watch.take(*result, choice.paused)?;
+                looks += u64::from(!choice.paused);
             }
             Event::Signal => return Ok(()),
             Event::Deaf(error) => return Err(error.into()),

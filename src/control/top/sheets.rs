@@ -3,10 +3,10 @@
 //! The screen and the plain lines show the same sheets. A sheet is laid out in a given width by leaving out whole columns,
 //! from the right: a number cut in the middle would be another number.
 
-use super::super::show::{amount, bytes, duration, imbalance, quantity, scaled};
-use super::keys::{Choice, PANES, Pane, PeerSort};
+use super::super::show::{STALE_SECONDS, amount, duration, facts, imbalance, quantity, scaled};
+use super::keys::{Choice, Pane, PeerSort};
 use super::rates::Rates;
-use crate::stats::snapshot::PeerSnapshot;
+use crate::stats::snapshot::{OffloadSnapshot, PeerSnapshot};
 
 /// Below this a column of free text says nothing.
 const FREE_TEXT_MIN: usize = 8;
@@ -43,8 +43,16 @@ pub struct Sheet {
     pub nothing: &'static str,
 }
 
+impl Row {
+    /// One with its cells, and what it says for itself when it is selected.
+    pub fn new(name: String, cells: Vec<String>, detail: String) -> Row {
+        Row { name, cells, detail }
+    }
+}
+
 impl Sheet {
-    fn new(title: String, name_width: usize, columns: &[(&str, usize)], nothing: &'static str) -> Sheet {
+    /// Without rows. A column of width 0 is free text and comes last; `nothing` stands there while there are no rows.
+    pub fn new(title: String, name_width: usize, columns: &[(&str, usize)], nothing: &'static str) -> Sheet {
         let column = |(title, width): &(&str, usize)| Column {
             title: (*title).to_owned(),
             width: Some(*width).filter(|width| *width > 0),
@@ -122,17 +130,14 @@ pub fn sheet(pane: Pane, rates: &Rates, choice: &Choice) -> Sheet {
     }
 }
 
-/// All sheets, in the order of the panes.
-pub fn sheets(rates: &Rates, choice: &Choice) -> [Sheet; PANES.len()] {
-    PANES.map(|pane| sheet(pane, rates, choice))
-}
-
 fn stages(rates: &Rates, choice: &Choice) -> Sheet {
     let snapshot = rates.snapshot();
     let worker = choice.worker.unwrap_or_else(|| rates.busiest());
     let second = snapshot.workers.iter().find(|found| found.worker == worker);
     let (of, quantiles) = match second {
-        Some(second) if !choice.since_start => (format!("of worker {worker}, last s"), &second.last_second),
+        Some(second) if !choice.since_start => {
+            (format!("of worker {worker}, {}", age(second.last_second_ago)), &second.last_second)
+        }
         _ => ("of all since start".to_owned(), &snapshot.distributions),
     };
     let columns = [("p50", 8), ("p90", 8), ("p99", 8), ("p99.9", 8), ("max", 8), (of.as_str(), 21)];
@@ -144,6 +149,17 @@ fn stages(rates: &Rates, choice: &Choice) -> Sheet {
         sheet.rows.push(Row { name: row.name.clone(), cells, detail: String::new() });
     }
     sheet
+}
+
+/// Which second it is. Short: it stands above a column.
+pub fn age(seconds: Option<f64>) -> String {
+    match seconds.unwrap_or_default() {
+        ..STALE_SECONDS => "last s".to_owned(),
+        seconds @ ..100.0 => format!("{seconds:.0}s ago"),
+        seconds @ ..6_000.0 => format!("{:.0}m ago", seconds / 60.0),
+        seconds @ ..360_000.0 => format!("{:.0}h ago", seconds / 3_600.0),
+        seconds => format!("{:.0}d ago", seconds / 86_400.0),
+    }
 }
 
 fn workers(rates: &Rates) -> Sheet {
@@ -168,7 +184,10 @@ fn workers(rates: &Rates) -> Sheet {
 }
 
 fn peers(rates: &Rates, sort: PeerSort) -> Sheet {
-    let columns = [("received", 12), ("sent", 12), ("handshake", 12), ("endpoint", 0)];
+    let columns = [("received", 12), ("sent", 12), ("handshake", 12), ("dropped", 9), ("endpoint", 0)];
+    // Where nothing is dropped the endpoint has the room.
+    let drops = rates.snapshot().peers.iter().any(|peer| !peer.drops.is_empty());
+    let columns: Vec<_> = columns.into_iter().filter(|(title, _)| drops || *title != "dropped").collect();
     let title = format!("3 peers by {}", sort.label());
     let mut sheet = Sheet::new(title, 20, &columns, "no peer, as in plaintext mode");
     let mut peers = rates.peers();
@@ -188,20 +207,15 @@ fn peers(rates: &Rates, sort: PeerSort) -> Sheet {
     });
     for (peer, rates) in peers {
         let age = peer.handshake_age_seconds.map_or_else(|| "none yet".to_owned(), duration);
-        let cells = vec![
-            or_dash(rates, |rates| bits(rates[0])),
-            or_dash(rates, |rates| bits(rates[1])),
-            age,
-            peer.endpoint.clone().unwrap_or_else(|| "not known".to_owned()),
-        ];
+        let mut cells =
+            vec![or_dash(rates, |rates| bits(rates[0])), or_dash(rates, |rates| bits(rates[1])), age];
+        if drops {
+            cells.push(amount(peer.drops.values().sum()));
+        }
+        cells.push(peer.endpoint.clone().unwrap_or_else(|| "not known".to_owned()));
         let allowed =
             if peer.allowed_ips.is_empty() { "none".to_owned() } else { peer.allowed_ips.join(", ") };
-        let detail = format!(
-            "{}: received {}, sent {}, allowed IPs {allowed}",
-            peer.public_key,
-            bytes(peer.rx_bytes),
-            bytes(peer.tx_bytes)
-        );
+        let detail = format!("{}: {}; allowed IPs {allowed}", peer.public_key, facts(peer).join("; "));
         sheet.rows.push(Row { name: peer.public_key.clone(), cells, detail });
     }
     sheet
@@ -235,7 +249,7 @@ pub fn header(rates: &Rates, paused: bool, odd_looks: u32, width: usize) -> Stri
 }
 
 /// Looks in a row with an odd balance before it is called wrong: counters are read while workers run.
-const ODD_LOOKS_MAX: u32 = 5;
+pub const ODD_LOOKS_MAX: u32 = 5;
 
 fn balance(rates: &Rates, odd_looks: u32) -> String {
     match imbalance(rates.snapshot()) {
@@ -244,6 +258,31 @@ fn balance(rates: &Rates, odd_looks: u32) -> String {
         }
         _ => "balance ok".to_owned(),
     }
+}
+
+/// What the kernel does for the tunnel in one line, what it refuses first; nothing if the tunnel does not tell.
+pub fn offloads(rates: &Rates, width: usize) -> String {
+    let offloads = &rates.snapshot().offloads;
+    let refused = |offload: &OffloadSnapshot| {
+        let OffloadSnapshot { offload, cause, seconds_ago, .. } = offload;
+        let ago = seconds_ago.map_or_else(String::new, |ago| format!(" {} ago", duration(ago)));
+        format!("{offload} DOWNGRADED: {cause}{ago}")
+    };
+    let downgraded = offloads.iter().filter(|offload| offload.state == "downgraded").map(refused);
+    let groups = [
+        ("off by switch:", "off", "switch"),
+        ("refused:", "off", "kernel"),
+        ("on:", "on", "none"),
+        ("unneeded:", "off", "unneeded"),
+    ];
+    let groups = groups.into_iter().filter_map(|(title, state, cause)| {
+        let of_group = offloads.iter().filter(|offload| offload.state == state && offload.cause == cause);
+        let names: Vec<_> = of_group.map(|offload| offload.offload.as_str()).collect();
+        (!names.is_empty()).then(|| format!("{title} {}", names.join(" ")))
+    });
+    let parts: Vec<_> = downgraded.chain(groups).collect();
+    let title = parts.first().map(|_| "offloads");
+    join(title.into_iter().chain(parts.iter().map(String::as_str)), width)
 }
 
 /// As many of `parts` as fit, two spaces between them.
@@ -270,16 +309,18 @@ pub fn direction(rates: &Rates, outbound: bool) -> String {
     format!("{name:<3} {packets:>6} packets/s {bits:>11}")
 }
 
-fn or_dash<T>(value: Option<T>, text: impl FnOnce(T) -> String) -> String {
+/// What there may not be.
+pub fn or_dash<T>(value: Option<T>, text: impl FnOnce(T) -> String) -> String {
     value.map_or_else(|| "-".to_owned(), text)
 }
 
-fn number(value: f64) -> String {
+/// A rate.
+pub fn number(value: f64) -> String {
     amount(value.round() as u64)
 }
 
 /// Bits per second of bytes per second.
-fn bits(bytes: f64) -> String {
+pub fn bits(bytes: f64) -> String {
     scaled(
         (bytes * 8.0).round(),
         &[(1e12, " Tbit/s"), (1e9, " Gbit/s"), (1e6, " Mbit/s"), (1e3, " kbit/s")],
@@ -289,7 +330,9 @@ fn bits(bytes: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::keys::PANES;
     use super::super::made_up::look;
+    use super::super::rates::Look;
     use super::*;
 
     #[test]
@@ -301,7 +344,7 @@ mod tests {
         assert_eq!(narrow[..2], ["outbound     12.3 us", "out_seal     2.00 ms"]);
         assert!(stages.head(30).ends_with("p50"), "{}", stages.head(30));
         for width in 0..200 {
-            for sheet in sheets(&rates, &Choice::new()) {
+            for sheet in PANES.map(|pane| sheet(pane, &rates, &Choice::new())) {
                 assert!(sheet.head(width).chars().count() <= width);
                 assert!(sheet.rows.iter().all(|row| sheet.line(row, width).chars().count() <= width));
             }
@@ -322,6 +365,21 @@ mod tests {
     }
 
     #[test]
+    fn drops_have_a_column_among_the_peers_only_if_there_are_any() {
+        let mut now = look(100.0, 1_000);
+        let head = |now: &Look| peers(&Rates::between(None, now), PeerSort::Rate).head(80);
+        assert!(!head(&now).contains("dropped"));
+        now.snapshot.peers[0].drops.insert("replayed".to_owned(), 7);
+        now.snapshot.peers[0].drops.insert("too_old".to_owned(), 2);
+        assert!(head(&now).contains("dropped"));
+        let rates = Rates::between(None, &now);
+        let sheet = peers(&rates, PeerSort::Rate);
+        let busy = sheet.rows.iter().find(|row| row.name.starts_with("busy")).expect("it is among them");
+        assert!(sheet.line(busy, 80).contains("      9  192.0"), "{}", sheet.line(busy, 80));
+        assert!(busy.detail.contains("dropped: replayed 7, too_old 2"), "{}", busy.detail);
+    }
+
+    #[test]
     fn a_balance_is_wrong_only_when_it_stays_so() {
         let mut now = look(100.0, 1_000);
         now.snapshot.balance[0].in_flight = -3;
@@ -332,12 +390,51 @@ mod tests {
     }
 
     #[test]
+    fn the_age_of_a_second_fits_above_its_column() {
+        let ages = [None, Some(2.9), Some(3.0), Some(99.9), Some(3_600.0), Some(86_400.0), Some(8_553_600.0)]
+            .map(age);
+        assert_eq!(ages, ["last s", "last s", "3s ago", "100s ago", "60m ago", "24h ago", "99d ago"]);
+    }
+
+    #[test]
+    fn offloads_that_are_refused_or_off_come_first() {
+        let mut now = look(100.0, 1_000);
+        let line = |now: &Look, width| offloads(&Rates::between(None, now), width);
+        assert_eq!(
+            line(&now, 80),
+            "offloads  on: tso uso gso gro steering uring defer-taskrun multishot-read"
+        );
+        let changes = [
+            (2, "downgraded", "EMSGSIZE"),
+            (1, "off", "kernel"),
+            (3, "off", "switch"),
+            (4, "off", "unneeded"),
+        ];
+        for (index, state, cause) in changes {
+            let offload = &mut now.snapshot.offloads[index];
+            (offload.state, offload.cause) = (state.to_owned(), cause.to_owned());
+        }
+        now.snapshot.offloads[2].seconds_ago = Some(12.3);
+        let all = "offloads  gso DOWNGRADED: EMSGSIZE 12 s ago  off by switch: gro  refused: uso  \
+                   on: tso uring defer-taskrun multishot-read  unneeded: steering";
+        assert_eq!(line(&now, 200), all);
+        assert_eq!(line(&now, 70), "offloads  gso DOWNGRADED: EMSGSIZE 12 s ago  off by switch: gro");
+        now.snapshot.offloads.clear();
+        assert_eq!(line(&now, 80), "");
+    }
+
+    #[test]
     fn a_second_or_the_whole_run_is_chosen_and_so_is_the_worker() {
         let now = look(100.0, 1_000);
         let rates = Rates::between(None, &now);
         let head = |choice: &Choice| sheet(Pane::Stages, &rates, choice).head(80);
         assert!(head(&Choice::new()).ends_with("of worker 0, last s"));
         assert!(head(&Choice { worker: Some(1), ..Choice::new() }).ends_with("of worker 1, last s"));
+        let mut idle = now.clone();
+        idle.snapshot.workers[1].last_second_ago = Some(35.2);
+        let choice = Choice { worker: Some(1), ..Choice::new() };
+        let stages = sheet(Pane::Stages, &Rates::between(None, &idle), &choice);
+        assert!(stages.head(80).ends_with("of worker 1, 35s ago"), "{}", stages.head(80));
         assert!(head(&Choice { since_start: true, ..Choice::new() }).ends_with("of all since start"));
     }
 }

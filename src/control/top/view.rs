@@ -6,21 +6,21 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::Line;
 use ratatui::widgets::{Paragraph, Wrap};
 
-use super::keys::{Choice, HELP, PANES, Pane, place};
-use super::rates::{BARS, Rates};
-use super::sheets::{Sheet, cut, direction, header, join, sheets};
+use super::keys::{Choice, PANES, Pane, place};
+use super::page::Page;
+use super::rates::BARS;
+use super::sheets::{Sheet, cut, join};
 
 /// From this height on both directions have a line each.
 const HEIGHT_WITH_DIRECTIONS: u16 = 8;
+/// From this height on the offloads, or what there is now, have one.
+const HEIGHT_WITH_STATE: u16 = 18;
 /// From this height on the panes stand below each other; below it only the chosen one is shown.
 const HEIGHT_OF_ALL_PANES: u16 = 12;
 /// What every pane gets there at least, if it can use it: a head and two rows.
 const PANE_LINES_MIN: u16 = 3;
 /// Lines in which the selected row explains itself.
-const DETAIL_LINES: u16 = 2;
-
-const HINTS: [&str; 8] =
-    ["q quit", "? help", "Tab 1-4 pane", "j k select", "t time", "w worker", "s sort", "p pause"];
+const DETAIL_LINES: u16 = 3;
 
 /// How the terminal can be drawn on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,8 +34,8 @@ pub struct Ink {
 /// What is drawn.
 #[derive(Clone, Copy, Debug)]
 pub struct Scene<'a> {
-    /// What the tunnel does.
-    pub rates: Rates<'a>,
+    /// What happens there.
+    pub page: Page<'a>,
     /// What the keys have chosen.
     pub choice: &'a Choice,
     /// Looks in a row at which the balance was odd.
@@ -51,7 +51,7 @@ pub fn draw(frame: &mut Frame, scene: &Scene) {
     let area = frame.area();
     let mut top = Lines { left: area };
     let width = usize::from(area.width);
-    let head = header(&scene.rates, scene.choice.paused, scene.odd_looks, width);
+    let head = scene.page.header(scene.choice.paused, scene.odd_looks, width);
     let wrong = head.contains("WRONG");
     top.write(
         frame,
@@ -59,18 +59,22 @@ pub fn draw(frame: &mut Frame, scene: &Scene) {
         scene.ink.style(if wrong { Color::Red } else { Color::Green }).add_modifier(Modifier::BOLD),
     );
     if area.height >= HEIGHT_WITH_DIRECTIONS {
-        for (outbound, bytes) in [(true, "out_bytes"), (false, "written_bytes")] {
-            let text = direction(&scene.rates, outbound);
+        for (text, minute) in scene.page.directions() {
             let room = width.saturating_sub(text.len() + 2);
-            let bars = bars(&scene.rates.minute(bytes), room, scene.ink.ascii);
+            let bars = bars(&minute, room, scene.ink.ascii);
             top.write(frame, format!("{text}  {bars}"), scene.ink.style(Color::Cyan));
         }
+    }
+    let state = scene.page.state(width);
+    if area.height >= HEIGHT_WITH_STATE && !state.is_empty() {
+        let worse = state.contains("DOWNGRADED");
+        top.write(frame, state, scene.ink.style(if worse { Color::Red } else { Color::Green }));
     }
     if let Some(footer) = top.take_last().filter(|_| area.height > 2) {
         draw_footer(frame, footer, scene);
     }
     if scene.choice.help {
-        draw_help(frame, top);
+        draw_help(frame, top, &scene.page);
     } else {
         draw_panes(frame, top.left, scene);
     }
@@ -110,15 +114,18 @@ impl Lines {
 fn draw_footer(frame: &mut Frame, line: Rect, scene: &Scene) {
     let (text, style) = match scene.trouble {
         Some(trouble) => (trouble.to_owned(), scene.ink.style(Color::Red).add_modifier(Modifier::BOLD)),
-        None => (join(HINTS, usize::from(line.width)), Style::new().add_modifier(Modifier::DIM)),
+        None => (
+            join(scene.page.hints().iter().copied(), usize::from(line.width)),
+            Style::new().add_modifier(Modifier::DIM),
+        ),
     };
     frame.render_widget(Line::styled(text, style), line);
 }
 
-fn draw_help(frame: &mut Frame, mut lines: Lines) {
+fn draw_help(frame: &mut Frame, mut lines: Lines, page: &Page) {
     let bold = Style::new().add_modifier(Modifier::BOLD);
     lines.write(frame, "keys".to_owned(), bold);
-    for (keys, what) in HELP {
+    for (keys, what) in page.help() {
         lines.write(frame, format!(" {keys:<11}{what}"), Style::new());
     }
     lines.write(
@@ -129,7 +136,7 @@ fn draw_help(frame: &mut Frame, mut lines: Lines) {
 }
 
 fn draw_panes(frame: &mut Frame, area: Rect, scene: &Scene) {
-    let all = sheets(&scene.rates, scene.choice);
+    let all = scene.page.sheets(scene.choice);
     let chosen = scene.choice.pane;
     let heights = if area.height < HEIGHT_OF_ALL_PANES {
         PANES.map(|pane| if pane == chosen { area.height } else { 0 })
@@ -213,7 +220,7 @@ mod tests {
     use ratatui::backend::TestBackend;
 
     use super::super::made_up;
-    use super::super::rates;
+    use super::super::rates::{self, Rates};
     use super::*;
 
     const PLAIN: Ink = Ink { ascii: true, colour: false };
@@ -225,7 +232,13 @@ mod tests {
     }
 
     fn scene<'a>(before: &'a rates::Look, now: &'a rates::Look, choice: &'a Choice, ink: Ink) -> Scene<'a> {
-        Scene { rates: Rates::between(Some(before), now), choice, odd_looks: 0, trouble: None, ink }
+        Scene {
+            page: Page::Tunnel(Rates::between(Some(before), now)),
+            choice,
+            odd_looks: 0,
+            trouble: None,
+            ink,
+        }
     }
 
     fn render((width, height): (u16, u16), scene: &Scene) -> String {
@@ -253,6 +266,7 @@ mod tests {
                 "uvt7  balance ok  up 1 min 41 s  2 workers  uringvpn 9.9.9",
                 "out   1000 packets/s 8.00 Mbit/s",
                 "in     500 packets/s 4.00 Mbit/s",
+                "\noffloads  on: tso uso gso gro steering uring defer-taskrun multishot-read\n",
                 "*1 stages              p50     p90     p99   p99.9     max  of worker 0, last s",
                 ">outbound          12.3 us 45.0 us 99.0 us  120 us  150 us         1000 packets",
                 " 2 workers      out/s     in/s   out bit/s    in bit/s calls/packet   CPU",
@@ -264,6 +278,40 @@ mod tests {
                 "q quit  ? help  Tab 1-4 pane  j k select  t time  w worker  s sort  p pause",
             ],
         );
+    }
+
+    #[test]
+    fn exposed_ports_have_their_own_panes_in_the_same_places() {
+        let [before, now] = [made_up::exposed(100.0, 1_000), made_up::exposed(101.0, 2_000)];
+        let page = Page::Exposed(super::super::exposed::Rates::between(Some(&before), &now));
+        let choice = Choice::new();
+        let scene = Scene { page, choice: &choice, odd_looks: 0, trouble: None, ink: PLAIN };
+        let screen = render((80, 24), &scene);
+        assert_shows(
+            &screen,
+            &[
+                "server-7835  sums ok  up 1 min 41 s  CPU 50%  uringvpn 9.9.9",
+                "in    1000 visitors/s  800 kbit/s",
+                "out    900 joined/s   8.00 Mbit/s",
+                "\nnow  12 connections open  0 visitors waiting  2 ports open  1 held",
+                "*1 times                  p50     p90     p99   p99.9     max            last s",
+                ">join                 2.00 ms",
+                " 2 counted",
+                " 3 ports by rate        received        sent visitors/s  open state  whose",
+                " 8080                 800 kbit/s 8.00 Mbit/s       1000     2  open  192.0.2.7",
+                " 4 ends",
+                " away not_taken",
+                "q quit  ? help  Tab 1-4 pane  j k select  t time  s sort  p pause",
+            ],
+        );
+        for pane in PANES {
+            for width in (1..=100).step_by(9) {
+                for height in 1..=40 {
+                    let choice = Choice { pane, help: height % 7 == 0, ..Choice::new() };
+                    render((width, height), &Scene { choice: &choice, ..scene });
+                }
+            }
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Log lines to standard error, without ever waiting for whoever reads them.
+//! Standard error and standard output, without ever waiting long for whoever reads them.
 //!
 //! A worker that logs must not stop because a pipe is full or a terminal hangs. What finds no room is lost, and the next
 //! line that gets through says how many were.
@@ -8,7 +8,7 @@
 //! a kept one would hold on to the terminal when the daemon lets go of it.
 
 use std::fs::OpenOptions;
-use std::io::{self, IsTerminal, Write};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Mutex, PoisonError};
@@ -18,44 +18,21 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};
 use nix::sys::stat::{SFlag, fstat};
-use tracing::level_filters::LevelFilter;
-use tracing_subscriber::fmt::MakeWriter;
 
 /// Longest line written, in bytes; the rest is cut off. limits.h PIPE_BUF: a pipe takes that much whole or not at all.
-const LINE_BYTES_MAX: usize = 4096;
+pub const LINE_BYTES_MAX: usize = 4096;
 /// How long the first line that finds no room waits for it, in milliseconds. Those after it do not wait.
 const PATIENCE_MS: u16 = 20;
 /// How long the last words of a process wait for room, in milliseconds.
 const LAST_WORDS_PATIENCE_MS: u16 = 1000;
 
-/// Starts logging to standard error everything at least as severe as `level`.
-///
-/// Colours only on a terminal and if `NO_COLOR` is unset; times only where nobody else adds them, that is neither on
-/// a terminal nor in the journal of systemd. A second call changes nothing.
-pub fn start(level: LevelFilter) {
-    let terminal = io::stderr().is_terminal();
-    let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let timed = !terminal && std::env::var_os("JOURNAL_STREAM").is_none();
-    let base = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_ansi(colour)
-        .with_target(false)
-        .log_internal_errors(false)
-        .with_writer(LossyStderr::default());
-    // An error means that a subscriber is there already.
-    let _ = if timed { base.try_init() } else { base.without_time().try_init() };
-}
-
-/// Writes one plain line `uringvpn: …` to standard error, without waiting for a reader that does not read.
-///
-/// For errors before logging has started and after everything has ended.
-pub fn print_error(text: &str) {
-    let line = format!("uringvpn: {text}\n");
+/// Writes the last words of a process, one line.
+pub fn print_last(line: &str) {
     write_if_room(io::stderr().as_fd(), line.as_bytes(), LAST_WORDS_PATIENCE_MS);
 }
 
-/// Writes the lines of `text` to standard error, without waiting for a reader that does not read.
-pub fn print_lines(text: &str) {
+/// Writes the lines of `text`, up to the first that finds no room.
+pub fn print(text: &str) {
     for line in text.split_inclusive('\n') {
         if !write_if_room(io::stderr().as_fd(), line.as_bytes(), PATIENCE_MS) {
             return;
@@ -63,42 +40,34 @@ pub fn print_lines(text: &str) {
     }
 }
 
+/// Lines for standard output that were lost since the last one written.
+static OUTPUT_LOST: Mutex<u64> = Mutex::new(0);
+
+/// Writes one line to standard output. The first that finds no room waits a moment for it, those after it do not, and before
+/// the next that finds some comes what `notice` says of so many lost ones.
+pub fn print_out(line: &str, notice: impl FnOnce(u64) -> String) {
+    let mut lost = OUTPUT_LOST.lock().unwrap_or_else(PoisonError::into_inner);
+    let notice = |lost| notice(lost) + "\n";
+    write_line(io::stdout().as_fd(), format!("{line}\n").as_bytes(), &mut lost, notice);
+}
+
 /// Standard error as a writer that loses what does not fit.
-#[derive(Default)]
-struct LossyStderr {
-    lost: Mutex<u64>,
+#[derive(Debug, Default)]
+pub struct Stderr {
+    /// Lines lost since the last one written.
+    lost: u64,
 }
 
-impl<'a> MakeWriter<'a> for LossyStderr {
-    type Writer = LineWriter<'a>;
-
-    fn make_writer(&'a self) -> LineWriter<'a> {
-        LineWriter { lost: &self.lost }
+impl Stderr {
+    /// Writes one whole line. Before it, if lines were lost, what `notice` says of so many.
+    pub fn write(&mut self, line: &str, notice: impl FnOnce(u64) -> String) {
+        write_line(io::stderr().as_fd(), line.as_bytes(), &mut self.lost, notice);
     }
 }
 
-/// Takes one whole line per call.
-struct LineWriter<'a> {
-    /// Lines lost since the last one written. Held while writing, so that lines neither mix nor overfill a pipe.
-    lost: &'a Mutex<u64>,
-}
-
-impl Write for LineWriter<'_> {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
-        write_line(io::stderr().as_fd(), line, &mut lost);
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn write_line(to: BorrowedFd<'_>, line: &[u8], lost: &mut u64) {
+fn write_line(to: BorrowedFd<'_>, line: &[u8], lost: &mut u64, notice: impl FnOnce(u64) -> String) {
     if *lost > 0 {
-        let notice = format!("({lost} log lines were lost: nobody read them)\n");
-        if !write_if_room(to, notice.as_bytes(), 0) {
+        if !write_if_room(to, notice(*lost).as_bytes(), 0) {
             *lost += 1;
             return;
         }
@@ -171,13 +140,17 @@ mod tests {
         buffer
     }
 
+    fn log(to: &impl AsFd, line: &[u8], lost: &mut u64) {
+        write_line(to.as_fd(), line, lost, |lost| format!("{lost} lost\n"));
+    }
+
     #[test]
     fn a_full_pipe_costs_the_patience_once_and_then_nothing() {
         let (_read, write) = filled_pipe();
         let start = Instant::now();
         let mut lost = 0;
         for _ in 0..1000 {
-            write_line(write.as_fd(), b"line\n", &mut lost);
+            log(&write, b"line\n", &mut lost);
         }
         assert_eq!(lost, 1000);
         assert!(start.elapsed() < Duration::from_secs(5), "took {:?}", start.elapsed());
@@ -187,11 +160,11 @@ mod tests {
     fn the_first_line_after_a_jam_says_how_many_were_lost() {
         let (read, write) = filled_pipe();
         let mut lost = 0;
-        write_line(write.as_fd(), b"one\n", &mut lost);
-        write_line(write.as_fd(), b"two\n", &mut lost);
+        log(&write, b"one\n", &mut lost);
+        log(&write, b"two\n", &mut lost);
         drain(&read);
-        write_line(write.as_fd(), b"three\n", &mut lost);
-        assert_eq!(drain(&read), b"(2 log lines were lost: nobody read them)\nthree\n");
+        log(&write, b"three\n", &mut lost);
+        assert_eq!(drain(&read), b"2 lost\nthree\n");
         assert_eq!(lost, 0);
     }
 
@@ -200,7 +173,7 @@ mod tests {
         let (read, write) = pipe2(OFlag::O_CLOEXEC).unwrap();
         drop(read);
         let mut lost = 0;
-        write_line(write.as_fd(), b"line\n", &mut lost);
+        log(&write, b"line\n", &mut lost);
         assert_eq!(lost, 0);
     }
 
@@ -209,7 +182,7 @@ mod tests {
         let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let mut lost = 0;
         for _ in 0..1000 {
-            write_line(ours.as_fd(), &[b'x'; 4096], &mut lost);
+            log(&ours, &[b'x'; 4096], &mut lost);
         }
         assert!(lost > 0);
     }
