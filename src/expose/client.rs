@@ -288,12 +288,14 @@ impl<T: Udp> Client<T> {
 
     /// Takes no more visitors and gives the port back; what is joined goes on. If the server keeps the port for us while we are not
     /// connected, one attempt is made at once to tell it; if that takes more than a second, the port is free when its lease ends.
+    /// So it is when we have asked for a port and not heard yet whether we have it.
     ///
     /// A flow of datagrams goes on until it has been silent for a second.
     pub fn drain(&mut self) {
         self.draining = true;
         self.flows.hurry_all(&mut self.tcp);
-        if self.lease.is_none() {
+        let asked = matches!(&self.link, Link::Up { control, .. } if control.awaits_port());
+        if self.lease.is_none() && !asked {
             return self.drop_link(Link::Done);
         }
         self.alarms.set(self.tcp.now() + LEAVING_TIME, Alarm::Leaving);
@@ -305,8 +307,11 @@ impl<T: Udp> Client<T> {
         }
     }
 
-    /// Says that we end.
+    /// Says that we end, to a server that would keep the port otherwise.
     fn release(&mut self, id: Id) {
+        if self.lease.is_none() {
+            return self.drop_link(Link::Done);
+        }
         // Closed at once, what we have not read would turn the end into a RST, which may overtake what we said.
         self.tcp.send_bytes(id, &frame(&ClientMessage::Release));
         self.tcp.shut_down(id);

@@ -136,6 +136,11 @@ impl Control {
         self.stage == Stage::Open
     }
 
+    /// Whether the port was asked for, and the answer may be under way.
+    pub fn awaits_port(&self) -> bool {
+        self.stage == Stage::Hello
+    }
+
     /// When the connection is to be given up for silence, as [`Control::silence`].
     pub fn deadline(&self) -> Time {
         self.deadline

@@ -397,6 +397,29 @@ fn a_client_that_ends_gives_its_port_back_at_once() {
 }
 
 #[test]
+fn a_client_that_ends_while_it_gets_its_port_leaves_none_behind() {
+    for secret in [None, secret("secret")] {
+        let mut opened = 0;
+        for steps in 0..20 {
+            let mut config = server_config();
+            config.secret = secret.clone();
+            let mut world = World::new(23, config);
+            let mut config = client_config();
+            config.secret = secret.clone();
+            world.start_client(config);
+            (0..steps).for_each(|_| world.step());
+            world.clients[0].drain();
+            world.until("it has ended", |world| world.clients[0].is_idle());
+            world.until("the server has heard it", |world| world.server_sockets() == 1);
+            let held = |news: &News| matches!(news, News::Left { held_seconds: 1.., .. });
+            assert!(!world.heard(held), "after {steps} steps");
+            opened += usize::from(world.heard(|news| matches!(news, News::Opened { .. })));
+        }
+        assert!((1..20).contains(&opened), "from before the question until after the answer");
+    }
+}
+
+#[test]
 fn a_client_that_ends_while_it_is_cut_off_gives_its_port_back_if_it_can() {
     for reachable in [true, false] {
         let mut world = World::new(22, server_config());
