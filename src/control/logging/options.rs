@@ -35,7 +35,7 @@ impl Default for LogSettings {
 pub enum Format {
     /// For people
     Text,
-    /// An object per line, with time, level, interface, message, and peer where there is one
+    /// An object per line: time, level, message; interface and peer where there is one
     Json,
 }
 
@@ -46,7 +46,7 @@ pub enum Target {
     Auto,
     /// Standard error
     Stderr,
-    /// The journal of systemd, with fields URINGVPN_INTERFACE and URINGVPN_PEER
+    /// The journal of systemd; fields URINGVPN_INTERFACE and URINGVPN_PEER where there is one
     Journald,
 }
 

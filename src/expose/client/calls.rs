@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use super::{Alarm, CALL_TIME, Call, Client, Leg, Local, Role};
+use crate::expose::auth::Authenticator;
 use crate::expose::control::proof;
 use crate::expose::message::{ClientMessage, Frames, ServerMessage, Uuid, frame};
 use crate::expose::mux::StreamId;
@@ -80,15 +81,12 @@ impl<T: Udp> Client<T> {
         let Some(Call { leg: Leg::Connection { frames, .. }, .. }) = self.calls.get_mut(&number) else {
             return self.tcp.give_back(chunk);
         };
-        let challenge = challenge(frames, &chunk);
+        let answer = answer(self.auth.as_ref(), frames, &chunk);
         self.tcp.give_back(chunk);
-        match (challenge, &self.auth) {
-            (Challenge::Begun, _) => self.tcp.receive(id),
-            (Challenge::Is(challenge), Some(auth)) => {
-                let proof = proof(auth, challenge);
-                self.accept(number, proof);
-            }
-            _ => self.give_up(number, TurnedAway::NoChallenge, NO_CHALLENGE),
+        match answer {
+            Ok(None) => self.tcp.receive(id),
+            Ok(Some(proof)) => self.accept(number, proof),
+            Err(reason) => self.give_up(number, TurnedAway::NoChallenge, reason),
         }
     }
 
@@ -200,25 +198,23 @@ impl<T: Udp> Client<T> {
 }
 
 /// What it means when somebody else speaks first.
-pub(super) const NO_CHALLENGE: &str = "the server did not ask for our secret";
+const NO_CHALLENGE: &str = "the server did not ask for our secret";
 
-/// What a server has said that is to ask who we are.
-pub(super) enum Challenge {
-    /// Not all of it has come.
-    Begun,
-    Is(Uuid),
-    /// Something else, or more: what else it has to say comes behind our answer, not before.
-    IsNot,
-}
-
-/// Takes in what came.
-pub(super) fn challenge(frames: &mut Frames, bytes: &[u8]) -> Challenge {
-    let Ok((count, complete)) = frames.take(bytes) else { return Challenge::IsNot };
-    match complete.map(|frame| frame.parse::<ServerMessage>()) {
-        None => Challenge::Begun,
-        Some(Ok((ServerMessage::Challenge(challenge), _))) if count == bytes.len() => {
-            Challenge::Is(challenge)
+/// What to say to a server that asks who we are; `None` while not all of that has come.
+///
+/// # Errors
+/// Why it is no challenge. What else a server has to say comes behind our answer, not before.
+pub(super) fn answer(
+    auth: Option<&Authenticator>,
+    frames: &mut Frames,
+    bytes: &[u8],
+) -> Result<Option<Vec<u8>>, &'static str> {
+    let (count, complete) = frames.take(bytes).map_err(|_| NO_CHALLENGE)?;
+    let Some(message) = complete.map(|frame| frame.parse::<ServerMessage>()) else { return Ok(None) };
+    match (message, auth) {
+        (Ok((ServerMessage::Challenge(challenge), _)), Some(auth)) if count == bytes.len() => {
+            Ok(Some(proof(auth, challenge)))
         }
-        Some(_) => Challenge::IsNot,
+        _ => Err(NO_CHALLENGE),
     }
 }

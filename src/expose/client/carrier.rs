@@ -1,8 +1,7 @@
 //! The carrier: how it comes about, and what happens when it is lost.
 
-use super::calls::{Challenge, NO_CHALLENGE, challenge};
+use super::calls::answer;
 use super::{Alarm, CONNECT_TIME, Carrier, Client, Link, RETRY_FIRST, Role};
-use crate::expose::control::proof;
 use crate::expose::message::{ClientMessage, Frames, frame};
 use crate::expose::news::News;
 use crate::io::tcp::datagrams::Udp;
@@ -38,15 +37,12 @@ impl<T: Udp> Client<T> {
     /// The server asks who we are before it gives us its visitors.
     pub(super) fn carrier_challenged(&mut self, id: Id, chunk: Chunk) {
         let Carrier::Coming { frames, .. } = &mut self.carrier else { return self.tcp.give_back(chunk) };
-        let challenge = challenge(frames, &chunk);
+        let answer = answer(self.auth.as_ref(), frames, &chunk);
         self.tcp.give_back(chunk);
-        match (challenge, &self.auth) {
-            (Challenge::Begun, _) => self.tcp.receive(id),
-            (Challenge::Is(challenge), Some(auth)) => {
-                let proof = proof(auth, challenge);
-                self.carry(id, proof);
-            }
-            _ => self.carrier_lost(NO_CHALLENGE.to_owned()),
+        match answer {
+            Ok(None) => self.tcp.receive(id),
+            Ok(Some(proof)) => self.carry(id, proof),
+            Err(reason) => self.carrier_lost(reason.to_owned()),
         }
     }
 
