@@ -35,6 +35,9 @@ pub const CONFIG_FILE_BYTES_MAX: usize = 16 << 20;
 const PATIENCE: Span = Span::from_secs(4);
 /// Characters of base64 or hexadecimal in a row from which on we take them for a key. No key has fewer than 43.
 const KEY_LIKE_CHARS: usize = 40;
+/// The same of what is left of a key that was cut off or has a mistyped character in it: half of it is still a secret, as half a
+/// key is found by trying.
+const PART_LIKE_CHARS: usize = 20;
 
 /// Bytes of a file, wiped when dropped, and what is to be said about the file.
 pub struct Secret {
@@ -107,20 +110,36 @@ pub fn is_key(text: &str) -> bool {
     crate::proto::keys::PresharedKey::from_str(text.trim()).is_ok()
 }
 
-/// `text` for a message: shortened, and nothing of it that could be a key.
+/// `text` for a message: shortened, and nothing of it that could be a key or half of one.
 pub fn show(text: &str) -> String {
-    if holds_key(text) { "(not shown, it may be a key)".to_owned() } else { shorten(text) }
+    if holds_part(text) { "(not shown, it may be a key)".to_owned() } else { shorten(text) }
 }
 
 /// As [`show`], in quotes.
 pub fn quote(text: &str) -> String {
-    if holds_key(text) { show(text) } else { format!("{:?}", shorten(text)) }
+    if holds_part(text) { show(text) } else { format!("{:?}", shorten(text)) }
 }
 
 /// Whether a run of characters in it is as long as a key and made of a key's characters.
 pub fn holds_key(text: &str) -> bool {
-    let of_keys = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/');
-    text.split(|c| !of_keys(c)).any(|run| run.len() >= KEY_LIKE_CHARS)
+    runs(text).any(|run| run.len() >= KEY_LIKE_CHARS)
+}
+
+/// Whether it holds a key, or a run of characters that looks as random as a part of one: names and paths are seldom so long and so
+/// mixed.
+fn holds_part(text: &str) -> bool {
+    let mixed = |run: &str| {
+        let has = |kind: fn(char) -> bool| run.contains(kind);
+        has(|c| c.is_ascii_uppercase())
+            && has(|c| c.is_ascii_lowercase())
+            && has(|c| !c.is_ascii_alphabetic())
+    };
+    runs(text).any(|run| run.len() >= KEY_LIKE_CHARS || run.len() >= PART_LIKE_CHARS && mixed(run))
+}
+
+/// The runs of characters that base64 and hexadecimal are made of.
+fn runs(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '+' | '/')))
 }
 
 /// Reads the key in the file `path`, `-` meaning standard input; says whether everybody can read the file.
@@ -340,6 +359,23 @@ mod tests {
         assert_eq!(quote(&"vpn.example.org, ".repeat(3)), format!("{:?}", "vpn.example.org, ".repeat(3)));
         for secret in [KEY.to_owned(), format!("PrivateKey: {KEY}"), KEY[1..].to_owned(), "ab".repeat(32)] {
             assert!(!quote(&secret).contains(&secret[10..20]), "{secret}");
+        }
+        for name in
+            ["PersistentKeepalives", "/etc/wireguard/keys/private", "gateway-12.Frankfurt.example.org:51820"]
+        {
+            assert_eq!(quote(name), format!("{name:?}"));
+        }
+    }
+
+    #[test]
+    fn a_damaged_key_is_not_quoted_either() {
+        for at in 0..KEY.len() {
+            let (before, after) = KEY.split_at(at);
+            for damaged in [before.to_owned(), after.to_owned(), format!("{before}`{}", &after[1..])] {
+                let quoted = quote(&format!("[ = {damaged} MTU"));
+                let parts = KEY[..43].as_bytes().windows(20).map(|part| std::str::from_utf8(part).unwrap());
+                assert_eq!(parts.filter(|part| quoted.contains(part)).count(), 0, "{quoted}");
+            }
         }
     }
 
