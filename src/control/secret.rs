@@ -373,7 +373,7 @@ mod tests {
             let (before, after) = KEY.split_at(at);
             for damaged in [before.to_owned(), after.to_owned(), format!("{before}`{}", &after[1..])] {
                 let quoted = quote(&format!("[ = {damaged} MTU"));
-                let parts = KEY[..43].as_bytes().windows(20).map(|part| std::str::from_utf8(part).unwrap());
+                let parts = KEY.as_bytes()[..43].windows(20).map(|part| std::str::from_utf8(part).unwrap());
                 assert_eq!(parts.filter(|part| quoted.contains(part)).count(), 0, "{quoted}");
             }
         }

@@ -3,13 +3,17 @@
 //! Three listen so: the configuration socket ([`super::uapi_socket`]), and for those who watch ([`super::observer`]) `show`'s and,
 //! with `--metrics unix:PATH`, Prometheus's. A file that is not a socket of ours is never removed.
 
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::sockopt::AcceptConn;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind as bind_socket, connect, getsockname,
@@ -18,6 +22,10 @@ use nix::sys::socket::{
 use nix::sys::stat::{Mode, fchmod};
 
 use super::name::{NameProblem, check_name};
+
+/// How often, and after what pause, a starter tries to get its turn.
+const TURN_TRIES: u32 = 50;
+const TURN_PAUSE: Duration = Duration::from_millis(20);
 
 /// Why nobody can listen there.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -117,6 +125,7 @@ pub fn bind(path: &Path) -> Result<Listener, SocketError> {
     let address = UnixAddr::new(path).map_err(system("use this name"))?;
     let listener = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
         .map_err(system("open a socket"))?;
+    let _turn = take_turn(path);
     // The file gets this mode at birth, so nobody is let in between bind and a later chmod.
     let mode = Mode::S_IRUSR | Mode::S_IWUSR;
     fchmod(&listener, mode).map_err(system("set its mode"))?;
@@ -125,12 +134,16 @@ pub fn bind(path: &Path) -> Result<Listener, SocketError> {
             return Err(system("bind it")(errno));
         }
         remove_stale(path, &address)?;
-        bind_socket(listener.as_raw_fd(), &address).map_err(system("bind it"))?;
+        bind_socket(listener.as_raw_fd(), &address).map_err(|errno| match errno {
+            Errno::EADDRINUSE => SocketError::InUse(path.to_owned()),
+            errno => system("bind it")(errno),
+        })?;
     }
+    // At once: a socket that refuses looks like a leftover.
+    listen(&listener, Backlog::MAXCONN).map_err(system("listen"))?;
     let file = SocketFile::at(path);
     // Again, for a umask that takes even the owner's bits away.
     set_mode(path, mode.bits()).map_err(system("set its mode"))?;
-    listen(&listener, Backlog::MAXCONN).map_err(system("listen"))?;
     Ok(Listener { socket: listener.into(), file })
 }
 
@@ -157,7 +170,7 @@ pub fn from_fd(descriptor: OwnedFd) -> Result<Listener, SocketError> {
 fn create_directory(directory: &Path) -> Result<(), Errno> {
     match DirBuilder::new().mode(0o755).create(directory) {
         Ok(()) => set_mode(directory, 0o755),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(errno_of(&error)),
     }
 }
@@ -170,6 +183,21 @@ pub(super) fn errno_of(error: &std::io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw)
 }
 
+/// Those who start at the same place take turns, so that nobody takes for a leftover what another has bound and does not listen on
+/// yet. Whoever gets no turn within a second goes on without: in a directory like /tmp anybody may keep it.
+fn take_turn(path: &Path) -> Option<Flock<File>> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut directory = File::open(directory).ok()?;
+    for _ in 0..TURN_TRIES {
+        match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+            Ok(turn) => return Some(turn),
+            Err((file, _)) => directory = file,
+        }
+        thread::sleep(TURN_PAUSE);
+    }
+    None
+}
+
 /// Removes the socket at `path` if nobody listens on it.
 fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), SocketError> {
     match fs::symlink_metadata(path) {
@@ -178,15 +206,57 @@ fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), SocketError> {
         }
         _ => {}
     }
+    if is_used(path, address)? {
+        return Err(SocketError::InUse(path.to_owned()));
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(refused(path, "remove what is left of it", errno_of(&error)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether somebody listens there.
+fn is_used(path: &Path, address: &UnixAddr) -> Result<bool, SocketError> {
     let system = |errno| SocketError::System { path: path.to_owned(), doing: "see who uses it", errno };
     // Not waiting: a process whose backlog is full uses it too.
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(system)?;
     match connect(probe.as_raw_fd(), address) {
-        Err(Errno::ECONNREFUSED) => fs::remove_file(path)
-            .map_err(|error| refused(path, "remove what is left of it", errno_of(&error))),
-        Err(Errno::ENOENT) => Ok(()),
-        Ok(()) | Err(Errno::EAGAIN) => Err(SocketError::InUse(path.to_owned())),
+        Err(Errno::ECONNREFUSED | Errno::ENOENT) => Ok(false),
+        Ok(()) | Err(Errno::EAGAIN) => Ok(true),
         Err(errno) => Err(system(errno)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    #[test]
+    fn of_many_who_find_the_same_leftover_one_has_its_place_and_keeps_it() {
+        for _ in 0..20 {
+            let directory = tempfile::tempdir().unwrap();
+            drop(UnixListener::bind(directory.path().join("wg0.sock")).unwrap());
+            let begin = Barrier::new(4);
+            let start = || {
+                begin.wait();
+                bind_in(directory.path(), "wg0")
+            };
+            let results: Vec<_> = thread::scope(|scope| {
+                let starters: Vec<_> = (0..4).map(|_| scope.spawn(start)).collect();
+                starters.into_iter().map(|starter| starter.join().unwrap()).collect()
+            });
+            let listening: Vec<_> = results.iter().filter_map(|result| result.as_ref().ok()).collect();
+            assert_eq!(listening.len(), 1, "{results:?}");
+            assert!(listening[0].file.as_ref().is_some_and(SocketFile::is_there));
+            assert!(
+                results.iter().all(|result| matches!(result, Ok(_) | Err(SocketError::InUse(_)))),
+                "{results:?}"
+            );
+        }
     }
 }

@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use super::alarms::Alarms;
 use super::auth::Authenticator;
+use super::caller::MESSAGE_TIME;
 use super::control::{Control, ControlError};
 use super::flows::{self, Flows};
 use super::message::{ClientMessage, Frames, Uuid, frame};
@@ -288,7 +289,7 @@ impl<T: Udp> Client<T> {
 
     /// Takes no more visitors and gives the port back; what is joined goes on. If the server keeps the port for us while we are not
     /// connected, one attempt is made at once to tell it; if that takes more than a second, the port is free when its lease ends.
-    /// So it is when we have asked for a port and not heard yet whether we have it.
+    /// If we have asked for a port and not heard yet whether we have it, the answer is waited for like any other.
     ///
     /// A flow of datagrams goes on until it has been silent for a second.
     pub fn drain(&mut self) {
@@ -298,7 +299,8 @@ impl<T: Udp> Client<T> {
         if self.lease.is_none() && !asked {
             return self.drop_link(Link::Done);
         }
-        self.alarms.set(self.tcp.now() + LEAVING_TIME, Alarm::Leaving);
+        let patience = if asked { MESSAGE_TIME } else { LEAVING_TIME };
+        self.alarms.set(self.tcp.now() + patience, Alarm::Leaving);
         match &self.link {
             Link::Up { id, control } if control.is_open() => self.release(*id),
             Link::Waiting => self.link = Link::Unknown,

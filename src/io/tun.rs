@@ -29,8 +29,8 @@ pub const QUEUES_MAX: usize = 256;
 pub const NAME_BYTES_MAX: usize = libc::IFNAMSIZ - 1;
 
 /// How long a device still held by somebody may take to come free. A ring of a process that just ended is torn down
-/// asynchronously and keeps its queues for about 100 ms.
-const BUSY_PATIENCE: Span = Span::from_secs(1);
+/// asynchronously and keeps its queues for about 100 ms, longer on a machine with much else to do.
+const BUSY_PATIENCE: Span = Span::from_secs(3);
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 /// What to open.

@@ -37,8 +37,9 @@ const TRAIN_SEGMENTS_PROBED: [u16; 3] = [128, TRAIN_SEGMENTS_SAFE, 2];
 /// Where send ports are looked for: the kernel's default net.ipv4.ip_local_port_range.
 const SEND_PORTS: Range<u16> = 32768..61000;
 
-/// How long it is worth waiting for a taken port: the ring of a process that was killed holds its sockets for a moment.
-pub const BUSY_PATIENCE: Span = Span::from_secs(1);
+/// How long it is worth waiting for a taken port: the ring of a process that was killed holds its sockets for a moment, on
+/// a machine with much else to do for longer.
+pub const BUSY_PATIENCE: Span = Span::from_secs(3);
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 /// How often a free port is drawn until it is free in both families.

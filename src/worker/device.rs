@@ -24,6 +24,8 @@ const SOCKET_BUFFER_BYTES: usize = 8 << 20;
 /// A tunnel that is open but not yet running.
 #[derive(Debug)]
 pub struct Device {
+    /// All this in a line, for the log.
+    pub summary: String,
     /// The interface.
     pub interface: Interface,
     /// Each worker's descriptors.
@@ -79,11 +81,13 @@ pub fn open(config: &DeviceConfig) -> anyhow::Result<Device> {
     let endpoints: Vec<_> = view.endpoints().chain(literal).collect();
     let interface = Interface::new(&tun, config, &endpoints)?;
     interface.configure()?;
-    report(&tun, &sockets);
+    sockets.notes.iter().for_each(|note| tracing::warn!("{note}"));
+    let summary = summary(&tun, sockets.port);
     let self_check = Arc::new(check(&tun, &sockets, config));
     let queues =
         tun.queues.into_iter().zip(sockets.workers).map(|(tun, sockets)| Devices { tun, sockets }).collect();
     Ok(Device {
+        summary,
         interface,
         queues,
         offloads: tun.offloads,
@@ -158,13 +162,10 @@ fn open_tun(config: &DeviceConfig) -> anyhow::Result<Tun> {
     Ok(tun::open(&TunRequest { name: config.tun.clone(), queues: config.queues, offloads })?)
 }
 
-/// One line for what is up, one for each thing besides offloads that the kernel does not give us.
-fn report(tun: &Tun, sockets: &UdpGroup) {
+/// One line for what is there.
+fn summary(tun: &Tun, port: u16) -> String {
     let made = if tun.created { "created" } else { "attached" };
-    tracing::info!("{} {made} with {} queues, UDP port {}", tun.name, tun.queues.len(), sockets.port);
-    for note in &sockets.notes {
-        tracing::warn!("{note}");
-    }
+    format!("{} {made} with {} queues, UDP port {port}", tun.name, tun.queues.len())
 }
 
 /// How the offloads of interface and sockets were found; those of io_uring are not known yet.

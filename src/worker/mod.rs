@@ -63,6 +63,7 @@ pub fn run(config: DeviceConfig, file: Option<Box<ConfigFile>>, ready: impl FnOn
     let listener = configuration_socket(&config, &device.interface.name)?;
     let unwanted = Waker::new().context("no doorbell for the configuration socket")?;
     let interface = device.interface.clone();
+    let summary = device.summary.clone();
     let crew = crew::start(device, &config)?;
     let reload = Reload::new(file, &config);
     // Its keys are the protocol thread's now, who wipes those that are replaced.
@@ -70,6 +71,8 @@ pub fn run(config: DeviceConfig, file: Option<Box<ConfigFile>>, ready: impl FnOn
     let served = serve(listener, &crew, &unwanted).and_then(|server| {
         // Both end before those who answer their questions.
         let _observer = observe(metrics, metrics_peers, &interface.name, &crew)?;
+        // Only now: whoever waits for this line goes on to use the tunnel.
+        tracing::info!("{summary}");
         ready();
         let ended = supervisor::watch(interface, &signals, &unwanted, &crew, &reload);
         server.into_iter().for_each(Server::stop);
