@@ -23,7 +23,7 @@
 //! | 1 | [`DataWorker::on_received`] | leased buffer, source, stride | [`TunDown`] |
 //! | 2 | [`inbound::datagrams`] | entry point of the walk | [`Truncated`], [`UnknownSource`] |
 //! | 3 | [`Received::datagrams`] | ranges of datagrams | |
-//! | 4 | [`Opener::open`] | which session, opened in place, then the replay window; handshakes go to the protocol thread | [`NotWireGuard`], [`UnknownIndex`], [`KeyExpired`], [`CounterExhausted`], [`BadTag`], [`Replayed`], [`TooOld`], [`HandoffFull`] |
+//! | 4 | [`Opener::open`] | which session, opened in place, then the replay window; handshakes whose mac1 fits go to the protocol thread | [`NotWireGuard`], [`UnknownIndex`], [`KeyExpired`], [`CounterExhausted`], [`BadTag`], [`Replayed`], [`TooOld`], [`BadMac1`], [`HandoffFull`] |
 //! | 5 | [`IpView::parse`] | and trimmed to the IP length | [`InMalformed`] |
 //! | 6a | [`Opener::check_source`] | longest prefix over all peers | [`SourceNotAllowed`] |
 //! | 6b | [`Codel::picks`] | what waited too long for us tells its sender to slow down: by a mark, else by its loss | [`QueueDelay`] |
@@ -74,6 +74,7 @@
 //! [`BadTag`]: crate::stats::drop::DropReason::BadTag
 //! [`Replayed`]: crate::stats::drop::DropReason::Replayed
 //! [`TooOld`]: crate::stats::drop::DropReason::TooOld
+//! [`BadMac1`]: crate::stats::drop::DropReason::BadMac1
 //! [`HandoffFull`]: crate::stats::drop::DropReason::HandoffFull
 //! [`Looped`]: crate::stats::drop::DropReason::Looped
 //! [`SendError`]: crate::stats::drop::DropReason::SendError

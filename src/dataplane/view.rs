@@ -13,17 +13,19 @@ use super::allowed_ips::{AllowedIps, PeerIndex};
 use super::encap::{Encap, Framing};
 use crate::proto::Endpoint;
 use crate::proto::activity::Activity;
+use crate::proto::cookie::Mac1Checker;
 use crate::proto::keys::PublicKey;
 use crate::proto::output::Update;
 use crate::proto::session::{Role, Session};
 use crate::stats::counters::WorkerCounters;
 use crate::stats::drop::DropReason;
 use crate::time::Time;
+use crate::wire::message::COOKIE_BYTES;
 
 /// One step of the configuration.
 #[derive(Clone, Debug)]
 pub enum Change {
-    /// A peer, its address or its sessions.
+    /// Our key, or a peer, its address or its sessions.
     Peer(Update),
     /// The routes, as a whole.
     Routes(Arc<AllowedIps>),
@@ -40,6 +42,8 @@ pub struct View {
     pub routes: Arc<AllowedIps>,
     /// Largest packet of the interface in bytes: padding stays below. 0: not known, no limit.
     pub mtu: u16,
+    /// Tells who knows our public key; `None` while we have none.
+    mac1: Option<Mac1Checker>,
     peers: Vec<Option<PeerView>>,
     /// Whose messages we can open, by receiver index.
     sessions: HashMap<u32, Arc<Session>>,
@@ -126,6 +130,7 @@ impl View {
 
     fn update(&mut self, update: Update) {
         match update {
+            Update::LocalKey { public_key } => self.mac1 = public_key.as_ref().map(Mac1Checker::new),
             Update::PeerAdded { peer, public_key, activity } => {
                 let index = peer as usize;
                 if index >= self.peers.len() {
@@ -236,6 +241,12 @@ impl View {
     /// The session with this receiver index.
     pub fn session(&self, receiver: u32) -> Option<&Arc<Session>> {
         self.sessions.get(&receiver)
+    }
+
+    /// Whether the sender of a message that makes sessions may know our public key. A cookie reply has no mac1 to tell by, and
+    /// without a key of ours there is nothing to compare with: those are the protocol thread's to refuse.
+    pub fn mac1_fits(&self, message: &[u8]) -> bool {
+        message.len() == COOKIE_BYTES || self.mac1.as_ref().is_none_or(|mac1| mac1.fits(message))
     }
 
     /// Whether a peer of plaintext mode lives at `address`.

@@ -111,9 +111,30 @@ impl fmt::Debug for MacWriter {
     }
 }
 
+/// Checks mac1 of messages to one device. Anybody can who knows its public key, so nothing here is secret.
+#[derive(Clone, Debug)]
+pub struct Mac1Checker {
+    key: Hash,
+}
+
+impl Mac1Checker {
+    /// For messages to the device with this public key.
+    pub fn new(local: &PublicKey) -> Mac1Checker {
+        Mac1Checker { key: LabelKeys::new(local).mac1 }
+    }
+
+    /// Whether the sender of `message` knows the device's public key.
+    pub fn fits(&self, message: &[u8]) -> bool {
+        let Some((text, mac1, _)) = parts(message) else { return false };
+        same_mac(mac1, &mac(&self.key, &[text]))
+    }
+}
+
 /// Checks the MACs of messages to us, and makes cookies.
 pub struct MacChecker {
-    keys: LabelKeys,
+    mac1: Mac1Checker,
+    /// What cookies are sealed with.
+    cookie_key: Hash,
     /// What cookies are made with, and since when. Renewed every [`COOKIE_LIFETIME`]; all cookies end with it.
     secret: Option<(Zeroizing<[u8; KEY_BYTES]>, Time)>,
 }
@@ -121,13 +142,13 @@ pub struct MacChecker {
 impl MacChecker {
     /// For messages to the device with this public key.
     pub fn new(local: &PublicKey) -> MacChecker {
-        MacChecker { keys: LabelKeys::new(local), secret: None }
+        let LabelKeys { mac1, cookie } = LabelKeys::new(local);
+        MacChecker { mac1: Mac1Checker { key: mac1 }, cookie_key: cookie, secret: None }
     }
 
     /// Whether the sender of `message` knows our public key. Everything else about a message is looked at after this.
     pub fn mac1_fits(&self, message: &[u8]) -> bool {
-        let Some((text, mac1, _)) = parts(message) else { return false };
-        same_mac(mac1, &mac(&self.keys.mac1, &[text]))
+        self.mac1.fits(message)
     }
 
     /// Whether the sender of `message` has the cookie that we gave to this address and port.
@@ -159,7 +180,7 @@ impl MacChecker {
         reply[cookie::NONCE].copy_from_slice(&nonce);
         let (text, tag) = reply[cookie::COOKIE].split_at_mut(MAC_BYTES);
         text.copy_from_slice(&*self.cookie(from, now, rng));
-        tag.copy_from_slice(&xseal(&self.keys.cookie, &nonce, mac1, text));
+        tag.copy_from_slice(&xseal(&self.cookie_key, &nonce, mac1, text));
         reply
     }
 

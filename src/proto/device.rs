@@ -77,6 +77,7 @@ impl Device {
             let keys = LocalKeys::new(key);
             Local { macs: MacChecker::new(keys.public()), keys }
         });
+        self.shared.updates.push_back(Update::LocalKey { public_key: self.public_key() });
         self.shared.transmits.clear();
         self.for_each_peer(|peer, shared| {
             peer.forget_local_key();
@@ -325,6 +326,28 @@ impl std::fmt::Debug for Device {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn workers_are_told_of_every_change_of_our_key() {
+        let (now, wall) = (Time::from_nanos(1), WallTime::from_parts(1_700_000_000, 0));
+        let mut device = Device::new(1, [1; 32]);
+        let keys = [2, 3].map(|byte| PrivateKey::from_bytes([byte; 32]));
+        let public_keys = keys.each_ref().map(|key| Some(key.public_key()));
+        let [first, second] = keys.map(Some);
+        for (key, told) in [
+            (first.clone(), vec![public_keys[0]]),
+            (first, vec![]),
+            (second, vec![public_keys[1]]),
+            (None, vec![None]),
+        ] {
+            device.set_private_key(key, now, wall);
+            let updates = std::iter::from_fn(|| device.poll_update()).map(|update| match update {
+                Update::LocalKey { public_key } => public_key,
+                other => panic!("nothing else has changed: {other:?}"),
+            });
+            assert_eq!(updates.collect::<Vec<_>>(), told);
+        }
+    }
 
     #[test]
     fn a_handshake_that_cannot_begin_keeps_no_index() {

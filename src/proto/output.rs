@@ -67,6 +67,11 @@ pub struct Transmit {
 /// What every worker must know. They are to be published to each worker in the order they came in.
 #[derive(Clone, Debug)]
 pub enum Update {
+    /// We have another key.
+    LocalKey {
+        /// Who we are for others; `None` when we have none.
+        public_key: Option<PublicKey>,
+    },
     /// There is a new peer.
     PeerAdded {
         /// Its index.

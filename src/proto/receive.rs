@@ -125,6 +125,7 @@ impl Device {
         let Some(local) = &mut self.shared.local else {
             return Some(Handled::NoPrivateKey);
         };
+        // Workers have checked it, but perhaps with the key before this one.
         if !local.macs.mac1_fits(message) {
             return Some(Handled::BadMac1);
         }

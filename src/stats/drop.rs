@@ -111,7 +111,10 @@ drop_reasons! {
     /// The data message is so late that the replay window does not reach back to it.
     /// Look for paths of very different delay, or a very long queue, between the peer and us.
     TooOld Inbound "too_old";
-    /// Handshake messages came faster than they could be looked at.
+    /// The mac1 of the handshake message does not fit: its sender does not know our public key.
+    /// If it was a peer, give it our public key; if it is a flood, it takes no room from others.
+    BadMac1 Inbound "bad_mac1";
+    /// Handshake messages whose mac1 fits, or cookie replies, came faster than they could be looked at.
     /// If peers get no sessions meanwhile, keep the flood out by a firewall.
     HandoffFull Inbound "handoff_full";
     /// The datagram does not hold an IP packet, or its lengths lie.

@@ -12,6 +12,7 @@ use crossbeam_channel::Receiver;
 use nix::errno::Errno;
 
 use super::handoff::{Arrival, Order, Outbox};
+use super::handshake_log;
 use super::refusals::{REFUSED_TIME, Refusals, send_in_pieces, source_is_stale, train_is_refused};
 use super::stage::{Stage, StagedRead};
 use super::tap::Tap;
@@ -30,7 +31,7 @@ use crate::offload::stride::Received;
 use crate::offload::train::{TRAIN_BYTES_MAX, TRAIN_SEGMENTS_SAFE, Train, TrainLimits, Trains};
 use crate::proto::Endpoint;
 use crate::proto::activity::News;
-use crate::proto::output::Update;
+use crate::proto::output::{Handled, Update};
 use crate::stats::counters::WorkerCounters;
 use crate::stats::drop::DropReason;
 use crate::stats::offloads::{Refusal, SelfCheck};
@@ -295,12 +296,16 @@ impl<D: Driver> DataWorker<D> {
         self.driver.lend(lease);
     }
 
-    /// Inbound: handshake messages go to the protocol thread.
+    /// Inbound: handshake messages go to the protocol thread. Not those of whoever does not know our public key: a flood of
+    /// them would leave no room for others.
     fn hand_over(&mut self, buffer: &[u8], received: &Received) {
         let from = Endpoint { remote: received.from, local: received.to };
         for range in self.findings.handshakes.drain(..) {
-            let arrival = Arrival::handshake(&buffer[range], from);
-            if arrival.is_some_and(|arrival| self.outbox.arrival(arrival)) {
+            let message = &buffer[range];
+            if !self.view.mac1_fits(message) {
+                self.counters.count_drop(DropReason::BadMac1, 1);
+                handshake_log::of_nobody(Handled::BadMac1, from);
+            } else if Arrival::handshake(message, from).is_some_and(|arrival| self.outbox.arrival(arrival)) {
                 self.counters.handshakes.add(1);
             } else {
                 self.counters.count_drop(DropReason::HandoffFull, 1);

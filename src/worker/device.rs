@@ -11,11 +11,13 @@ use super::outer::Outer;
 use crate::control::config::DeviceConfig;
 use crate::control::logging;
 use crate::control::peer::PeerConfig;
-use crate::dataplane::view::View;
+use crate::dataplane::view::{Change, View};
 use crate::io::descriptor;
 use crate::io::message::Devices;
 use crate::io::tun::{self, OffloadSwitches, TUNSETOFFLOAD_REFUSED, Tun, TunOffloads, TunRequest};
 use crate::io::udp::{self, BUSY_PATIENCE, Steering, UdpGroup, UdpRequest};
+use crate::proto::keys::PrivateKey;
+use crate::proto::output::Update;
 use crate::stats::offloads::{Found, Offload, SelfCheck};
 
 /// Bytes of socket buffer per worker and direction: the default holds three trains.
@@ -72,7 +74,7 @@ pub fn open(config: &DeviceConfig) -> anyhow::Result<Device> {
     let view = if config.plaintext {
         plain_view(&config.peers, &addresses, &sockets)?
     } else {
-        View::for_wireguard(config.mtu)
+        encrypted_view(config)
     };
     let outer = (!config.plaintext).then(|| Outer::new(request, &sockets)).transpose()?;
     let tun = open_tun(config)?;
@@ -105,6 +107,14 @@ fn resolve(peers: &[PeerConfig]) -> anyhow::Result<Vec<Vec<SocketAddr>>> {
         .iter()
         .map(|peer| peer.endpoint.as_ref().map_or(Ok(Vec::new()), |host| Ok(host.resolve()?)))
         .collect()
+}
+
+/// Peers come later. But our key counts from the first datagram on: a flood may be there before the protocol thread.
+fn encrypted_view(config: &DeviceConfig) -> View {
+    let mut view = View::for_wireguard(config.mtu);
+    let public_key = config.private_key.as_ref().map(PrivateKey::public_key);
+    view.apply(Change::Peer(Update::LocalKey { public_key }));
+    view
 }
 
 fn plain_view(
@@ -193,6 +203,22 @@ fn check(tun: &Tun, sockets: &UdpGroup, config: &DeviceConfig) -> SelfCheck {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::cookie::MacWriter;
+    use crate::time::Time;
+    use crate::wire::message::RESPONSE_BYTES;
+
+    #[test]
+    fn the_first_message_is_judged_by_the_key_of_the_configuration() {
+        let keys = [1, 2].map(|byte| PrivateKey::from_bytes([byte; 32]));
+        let messages = keys.each_ref().map(|key| {
+            let mut message = [0; RESPONSE_BYTES];
+            MacWriter::new(&key.public_key()).write_macs(&mut message, Time::default());
+            message
+        });
+        let [private_key, _] = keys.map(Some);
+        let view = encrypted_view(&DeviceConfig { private_key, ..DeviceConfig::default() });
+        assert_eq!(messages.each_ref().map(|message| view.mac1_fits(message)), [true, false]);
+    }
 
     #[test]
     fn the_descriptor_limit_rises_to_the_hard_one() {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! worker ── arrivals: handshake messages, roaming ──▶ protocol thread     bounded; what finds no room is dropped and counted
+//! worker ── cookies: cookie replies ───────────────▶ protocol thread     the same, with room of their own
 //! worker ── news: "look at this peer" ─────────────▶ protocol thread     at most one per peer on its way
 //! protocol thread ── orders ───────────────────────▶ each worker         the same for all, in the same order
 //! capture thread ── orders: a tap, or none ────────▶ each worker         see [`super::tap`] for what comes back
@@ -15,10 +16,13 @@ use crate::dataplane::view::Change;
 use crate::io::udp::WorkerSockets;
 use crate::io::wake::Waker;
 use crate::proto::Endpoint;
-use crate::wire::message::HANDSHAKE_BYTES_MAX;
+use crate::wire::message::{COOKIE_BYTES, HANDSHAKE_BYTES_MAX};
 
 /// Arrivals that may wait. drivers/net/wireguard/messages.h MAX_QUEUED_INCOMING_HANDSHAKES.
 pub const ARRIVALS_MAX: usize = 4096;
+/// Cookie replies that may wait. They have no mac1, so anybody can send them by the million: they must neither take the room of
+/// messages that make sessions nor bring us under load. Honest ones are few, at most one for each message that we sent.
+pub const COOKIES_MAX: usize = 256;
 
 /// Something came from the network that the protocol thread must see.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +58,7 @@ impl Arrival {
 #[derive(Clone, Debug)]
 pub struct Outbox {
     arrivals: Sender<Arrival>,
+    cookies: Sender<Arrival>,
     news: Sender<PeerIndex>,
 }
 
@@ -61,7 +66,12 @@ impl Outbox {
     /// Hands over; false if there is no room.
     #[must_use]
     pub fn arrival(&self, arrival: Arrival) -> bool {
-        self.arrivals.try_send(arrival).is_ok()
+        // The length tells a cookie reply from the others.
+        let queue = match arrival {
+            Arrival::Handshake { len: COOKIE_BYTES, .. } => &self.cookies,
+            _ => &self.arrivals,
+        };
+        queue.try_send(arrival).is_ok()
     }
 
     /// Asks to look at `peer`: [`Activity::tell`](crate::proto::activity::Activity::tell) said that it must be told.
@@ -74,8 +84,10 @@ impl Outbox {
 /// The protocol thread's end towards the workers.
 #[derive(Debug)]
 pub struct Inbox {
-    /// See [`Arrival`].
+    /// See [`Arrival`]; all but cookie replies.
     pub arrivals: Receiver<Arrival>,
+    /// Cookie replies.
+    pub cookies: Receiver<Arrival>,
     /// Peers to look at.
     pub news: Receiver<PeerIndex>,
 }
@@ -85,11 +97,12 @@ pub fn to_protocol() -> (Outbox, Inbox) {
     to_protocol_with_room(ARRIVALS_MAX)
 }
 
-/// The same with room for so many arrivals.
+/// The same with room for so many arrivals, and for no more cookie replies.
 pub fn to_protocol_with_room(arrivals: usize) -> (Outbox, Inbox) {
+    let (cookies_in, cookies) = bounded(COOKIES_MAX.min(arrivals));
     let (arrivals_in, arrivals) = bounded(arrivals);
     let (news_in, news) = unbounded();
-    (Outbox { arrivals: arrivals_in, news: news_in }, Inbox { arrivals, news })
+    (Outbox { arrivals: arrivals_in, cookies: cookies_in, news: news_in }, Inbox { arrivals, cookies, news })
 }
 
 /// What a worker is to do between two turns.

@@ -22,8 +22,13 @@ pub fn handled(handled: Handled, from: Endpoint, tunnel: &Tunnel) {
         ) => tracing::debug!(peer = name(peer, tunnel), "from {remote}: {handled}"),
         // Whom it names need not have sent it.
         (_, Some(peer)) => tracing::debug!(peer = name(peer, tunnel), "from {remote}: {handled}"),
-        (_, None) => tracing::debug!("handshake message from {remote}: {handled}"),
+        (_, None) => of_nobody(handled, from),
     }
+}
+
+/// What became of a message that names no peer, as far as it was read. Workers tell what they refuse here, too.
+pub fn of_nobody(handled: Handled, from: Endpoint) {
+    tracing::debug!("handshake message from {}: {handled}", from.remote);
 }
 
 /// What workers are told.

@@ -104,6 +104,10 @@ impl Protocol {
                     let Ok(arrival) = arrival else { return };
                     self.take_in(arrival, &inbox.arrivals);
                 }
+                recv(inbox.cookies) -> reply => {
+                    let Ok(reply) = reply else { return };
+                    self.take_in(reply, &inbox.cookies);
+                }
                 recv(commands) -> command => match command {
                     Ok(command) => self.obey(command),
                     Err(_) => commands = never(),

@@ -6,7 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use uringvpn::stats::drop::DropReason;
+use uringvpn::worker::handoff::ARRIVALS_MAX;
+
 use crate::daemon::Daemon;
+use crate::hostile::junk;
 use crate::raw_peer::{RawPeer, Stamp, send_train};
 use crate::raw_session::{Session, Tag, number};
 use crate::rig::{PATIENCE, Rig, wait_until};
@@ -209,6 +213,33 @@ fn under_load_a_source_gets_five_handshakes_at_once_and_others_are_not_held_up()
     // Where the load lapsed for a second they all got theirs; a slow machine may have added one or two.
     assert!(counts.contains(&5), "{counts:?}");
     drop(load);
+    daemon.stop();
+}
+
+#[test]
+fn an_honest_initiation_is_answered_at_once_behind_junk_that_does_not_know_our_public_key() {
+    let Some(rig) = rig() else { return };
+    let daemon = Daemon::start(&rig, "--queues 2");
+    let enemy = daemon.stranger(&rig.hosts[1], ENEMY);
+    let mut random = Random(5);
+    let kinds = [(1, 148), (2, 92), (3, 64)];
+    for (kind, length) in kinds {
+        let junk: Vec<_> = (0..3 * ARRIVALS_MAX).map(|_| junk(&mut random, kind, length, 1)).collect();
+        for last in 3..6 {
+            let peer = daemon.peer(&rig, 10 * kind + last);
+            let initiation = peer.initiation(1, Stamp::now());
+            send_train(&enemy.socket, enemy.remote, &junk);
+            peer.send(&initiation.message);
+            send_train(&enemy.socket, enemy.remote, &junk);
+            // Not a cookie: such junk does not mean load.
+            let mut session = peer.session(initiation, &peer.hear(2).bytes).unwrap();
+            peer.ping(&mut session);
+        }
+        let [refused, no_room] = [DropReason::BadMac1, DropReason::HandoffFull].map(|of| daemon.dropped(of));
+        println!("type {kind}: {refused} with a wrong mac1, {no_room} found no room");
+        assert!(refused > ARRIVALS_MAX as u64 && (no_room == 0 || kind == 3));
+    }
+    enemy.hears_nothing(Duration::from_millis(100));
     daemon.stop();
 }
 

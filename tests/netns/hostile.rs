@@ -25,7 +25,7 @@ fn random(random: &mut Random, length: usize) -> Vec<u8> {
 }
 
 /// `length` random bytes that claim to be of `kind`, for the session `receiver`.
-fn junk(random: &mut Random, kind: u8, length: usize, receiver: u32) -> Vec<u8> {
+pub fn junk(random: &mut Random, kind: u8, length: usize, receiver: u32) -> Vec<u8> {
     let header = [&[kind, 0, 0, 0], &receiver.to_le_bytes()[..]].concat();
     let mut bytes = self::random(random, length);
     let known = length.min(header.len());
@@ -94,7 +94,8 @@ fn nobody_is_answered_who_has_not_shown_that_he_knows_the_key() {
     stranger.hears_nothing(SILENCE);
     peer.pings_alone(&mut session);
     let report = daemon.stop();
-    let expected = [DropReason::NotWireGuard, DropReason::UnknownIndex, DropReason::BadTag];
+    let expected =
+        [DropReason::NotWireGuard, DropReason::UnknownIndex, DropReason::BadTag, DropReason::BadMac1];
     assert_eq!(report.dropped_otherwise(&expected), 0, "{}", report.output);
 }
 

@@ -229,6 +229,8 @@ impl Node {
 
     fn obey(&mut self, update: Update, now: Time) {
         match update {
+            // By this workers judge mac1; here the device does alone.
+            Update::LocalKey { .. } => {}
             Update::PeerAdded { peer, activity, .. } => {
                 let fresh = WorkerPeer { activity, endpoint: None, current: None, staged: VecDeque::new() };
                 assert!(self.peers.insert(peer, fresh).is_none(), "peer {peer} added twice");

@@ -340,7 +340,8 @@ impl World {
         if news_first && let Ok(peer) = node.inbox.news.try_recv() {
             node.exchange.tunnel.device.handle_news(peer, now, wall);
             self.speak(host, Cause::default())?;
-        } else if let Ok(arrival) = node.inbox.arrivals.try_recv() {
+        } else if let Ok(arrival) = node.inbox.arrivals.try_recv().or_else(|_| node.inbox.cookies.try_recv())
+        {
             self.take_in(host, arrival)?;
         }
         let device = &mut self.nodes[host].exchange.tunnel.device;
@@ -458,8 +459,9 @@ impl World {
         let now = self.now;
         self.nodes.iter_mut().all(|node| {
             let asleep = node.asleep_until > now;
-            let stuck =
-                node.stuck_until > now || node.inbox.news.is_empty() && node.inbox.arrivals.is_empty();
+            let inbox = &node.inbox;
+            let empty = inbox.news.is_empty() && inbox.arrivals.is_empty() && inbox.cookies.is_empty();
+            let stuck = node.stuck_until > now || empty;
             let still =
                 |seat: &mut crate::node::Seat| !seat.is_held_up() && seat.worker.driver_mut().is_idle();
             asleep || stuck && node.seats.iter_mut().all(still)

@@ -79,7 +79,7 @@ fn the_laws_hold_whatever_happens() {
 }
 
 /// What only an encrypted tunnel drops for.
-const ENCRYPTED_ONLY: [DropReason; 12] = [
+const ENCRYPTED_ONLY: [DropReason; 13] = [
     DropReason::StageFull,
     DropReason::NoSession,
     DropReason::OutTooLong,
@@ -91,6 +91,7 @@ const ENCRYPTED_ONLY: [DropReason; 12] = [
     DropReason::BadTag,
     DropReason::Replayed,
     DropReason::TooOld,
+    DropReason::BadMac1,
     DropReason::HandoffFull,
 ];
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use uringvpn::io::fake::Incoming;
 use uringvpn::proto::PeerIndex;
+use uringvpn::proto::cookie::Mac1Checker;
 use uringvpn::proto::output::Handled;
 use uringvpn::proto::session::{REJECT_AFTER_MESSAGES, Role, Session};
 use uringvpn::stats::drop::DropReason;
@@ -15,7 +16,7 @@ use uringvpn::time::{Span, Time};
 use uringvpn::wire::message::KEEPALIVE_BYTES;
 
 use crate::check::{Broken, Checked, HOSTS_MAX, Law, require};
-use crate::node::{Due, Seat};
+use crate::node::{Due, Seat, private_key};
 
 /// Reject-After-Time, Rekey-Timeout and the replay window: the whitepaper's numbers, not the program's.
 const SESSION_LIFE: Span = Span::from_secs(180);
@@ -201,7 +202,7 @@ impl Observer {
         let stride = if incoming.stride == 0 { incoming.bytes.len().max(1) } else { incoming.stride.into() };
         let length = if *truncated { incoming.bytes.len() / 2 } else { incoming.bytes.len() };
         let count = length.div_ceil(stride).max(1) as u64;
-        let due = &mut seat.due;
+        let (due, mac1) = (&mut seat.due, Mac1Checker::new(&private_key(host).public_key()));
         due.datagrams += count;
         if paused || *truncated {
             let reason = if paused { DropReason::TunDown } else { DropReason::Truncated };
@@ -213,8 +214,16 @@ impl Observer {
         }
         for datagram in incoming.bytes.chunks(stride) {
             let session = match kind(datagram) {
-                Kind::Handshake => {
+                Kind::Cookie => {
                     due.handshakes += 1;
+                    continue;
+                }
+                Kind::Handshake if mac1.fits(datagram) => {
+                    due.handshakes += 1;
+                    continue;
+                }
+                Kind::Handshake => {
+                    Err(DropReason::BadMac1).count(due);
                     continue;
                 }
                 Kind::Other => None,
@@ -289,14 +298,17 @@ impl Verdict for Result<Inner, DropReason> {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
+    /// With a mac1.
     Handshake,
+    Cookie,
     Data,
     Other,
 }
 
 fn kind(datagram: &[u8]) -> Kind {
     match (datagram.first_chunk::<4>(), datagram.len()) {
-        (Some([1, 0, 0, 0]), 148) | (Some([2, 0, 0, 0]), 92) | (Some([3, 0, 0, 0]), 64) => Kind::Handshake,
+        (Some([1, 0, 0, 0]), 148) | (Some([2, 0, 0, 0]), 92) => Kind::Handshake,
+        (Some([3, 0, 0, 0]), 64) => Kind::Cookie,
         (Some([4, 0, 0, 0]), KEEPALIVE_BYTES..) => Kind::Data,
         _ => Kind::Other,
     }

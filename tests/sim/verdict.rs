@@ -162,7 +162,7 @@ impl World {
 }
 
 /// Reasons of which it is never certain whose packet it was, or that are nobody's.
-const OF_NO_PEER: [DropReason; 10] = [
+const OF_NO_PEER: [DropReason; 11] = [
     DropReason::OutMalformed,
     DropReason::OutBadOffload,
     DropReason::NoRoute,
@@ -170,6 +170,7 @@ const OF_NO_PEER: [DropReason; 10] = [
     DropReason::Truncated,
     DropReason::NotWireGuard,
     DropReason::UnknownIndex,
+    DropReason::BadMac1,
     DropReason::HandoffFull,
     DropReason::TunDown,
     DropReason::TunWriteError,
