@@ -7,7 +7,7 @@
 //! | folder | one sentence |
 //! |---|---|
 //! | [`time`] | time since boot, spans and wall-clock time as plain numbers; nobody reads a clock here |
-//! | [`wire`] | bytes to meaning and back: IP, TCP, UDP, checksums, the virtio header |
+//! | [`wire`] | bytes to meaning and back: IP, TCP, UDP, ICMP errors, checksums, the virtio header |
 //! | [`offload`] | superpackets, segments, datagrams, trains: cutting and joining |
 //! | [`stats`] | counters and latency histograms, and the thread that collects them |
 //! | [`proto`] | WireGuard without I/O: handshakes, sessions, timers, cookies |

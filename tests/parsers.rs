@@ -14,6 +14,7 @@ use uringvpn::offload::coalesce::{Coalescer, Merge};
 use uringvpn::offload::split::Split;
 use uringvpn::offload::stride::datagrams;
 use uringvpn::time::Time;
+use uringvpn::wire::icmp::IcmpError;
 use uringvpn::wire::ip::IpView;
 use uringvpn::wire::l4::{TcpView, UdpView};
 use uringvpn::wire::vnet_hdr::{VNET_HDR_BYTES, VnetHdr};
@@ -29,6 +30,12 @@ fn swallow(read: &[u8], coalescer: &mut Coalescer) {
         return;
     };
     assert!(ip.header_bytes as u32 <= ip.total_bytes && ip.total_bytes as usize <= packet.len());
+    if let Some(answer) = IcmpError::unreachable(packet) {
+        assert!(u32::from(answer.quoted_bytes()) <= ip.total_bytes);
+        // It is an ICMP error itself.
+        let answer = [answer.headers(), &packet[..answer.quoted_bytes().into()]].concat();
+        assert!(IpView::parse(&answer).is_ok() && IcmpError::unreachable(&answer).is_none());
+    }
     let place = Part { slot: 0, start: 0, len: packet.len() as u32 };
     coalescer.push(packet, &ip, place, Time::default());
     let Ok(split) = Split::plan(&vnet, packet, &ip) else {

@@ -13,6 +13,7 @@ use proptest::sample::select;
 use uringvpn::offload::coalesce::{Coalescer, Merge, SUPERPACKET_BYTES_MAX};
 use uringvpn::offload::split::Split;
 use uringvpn::wire::checksum::{copy_and_sum, sum};
+use uringvpn::wire::icmp::IcmpError;
 use uringvpn::wire::ip::IpView;
 use uringvpn::wire::vnet_hdr::VnetHdr;
 
@@ -186,6 +187,28 @@ proptest! {
     fn a_packet_without_offload_stays_as_it_is(packet in headers(), len in 0usize..1_500) {
         let packet = Packet { payload: payload(len, 1), ..packet }.bytes();
         prop_assert_eq!(split(&[&[0; 16], &packet[..]].concat()), [packet]);
+    }
+
+    #[test]
+    fn an_icmp_error_is_a_right_packet_that_quotes_the_beginning_of_what_it_answers(
+        packet in headers(), len in 0usize..3_000, padding in 0usize..50,
+    ) {
+        let packet = Packet { payload: payload(len, 4), ..packet }.bytes();
+        let read = [packet.clone(), vec![0xee; padding]].concat();
+        let answer = IcmpError::unreachable(&read).unwrap();
+        let answer = [answer.headers(), &read[..answer.quoted_bytes().into()]].concat();
+        icmp::IcmpError::read(&answer).unwrap().assert_answers(&packet);
+        let sliced = SlicedPacket::from_ip(&answer).unwrap();
+        match (sliced.net.unwrap(), sliced.transport.unwrap()) {
+            (NetSlice::Ipv4(ip), TransportSlice::Icmpv4(icmp)) => {
+                prop_assert_eq!(ip.header().header_checksum(), ip.header().to_header().calc_header_checksum());
+                prop_assert_eq!(icmp.checksum(), icmp.icmp_type().calc_checksum(icmp.payload()));
+            }
+            (NetSlice::Ipv6(ip), TransportSlice::Icmpv6(icmp)) => {
+                prop_assert!(icmp.is_checksum_valid(ip.header().source(), ip.header().destination()));
+            }
+            other => panic!("no ICMP: {other:?}"),
+        }
     }
 
     #[test]

@@ -36,7 +36,7 @@ use uringvpn::proto::keys::PublicKey;
 use uringvpn::proto::output::Update;
 use uringvpn::proto::session::{Keys, Role, Session};
 use uringvpn::stats::counters::{Totals, WorkerCounters};
-use uringvpn::stats::drop::Direction;
+use uringvpn::stats::drop::{Direction, DropReason};
 use uringvpn::stats::exposed::recorder::Meter;
 use uringvpn::stats::recorder::{self, Reporter};
 use uringvpn::time::Span;
@@ -175,7 +175,7 @@ fn view(sealed: bool, itself: SocketAddr) -> View {
     } else {
         view.add_peer(Some(itself));
     }
-    for prefix in ["0.0.0.0/0", "::/0"] {
+    for prefix in ["10.0.0.0/8", "192.168.0.0/16", "fd00::/16"] {
         view.add_route(prefix.parse().unwrap(), 0);
     }
     view
@@ -203,6 +203,22 @@ fn assert_allocates_nothing<D: Driver>(sealed: bool, open: impl FnOnce(Devices, 
     // All of them, each way, but those of the last few milliseconds.
     assert!(turning.captured >= 2 * 20 * packets && turning.basin.missed() == 0, "{}", turning.captured);
     assert_eq!(allocated, 0, "{} packets", news.out_packets);
+    assert_answers_allocate_nothing(&mut turning, &mut room);
+}
+
+/// So does telling senders that there is nowhere for their packets to go.
+fn assert_answers_allocate_nothing<D: Driver>(turning: &mut Loop<D>, room: &mut [u8]) {
+    let ends = [("10.200.255.1", "198.51.100.1"), ("fd00:1234::1", "2001:db8::1")];
+    let lost = ends.map(|(source, destination)| {
+        let ends = Some((source.parse().unwrap(), destination.parse().unwrap()));
+        let packet = Packet { ends, ..Packet::udp(source.contains(':'), payload(1_300, 1)) };
+        [vec![0; 16], packet.bytes()].concat()
+    });
+    turning.carry(&lost, room);
+    let allocated: u64 = (0..20).map(|_| turning.carry(&lost, room)).sum();
+    let totals = Totals::of([&*turning.counters]);
+    assert_eq!((totals.icmp_errors, totals.dropped(DropReason::NoRoute)), (42, 42));
+    assert_eq!(allocated, 0);
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //! | 1 | [`DataWorker::on_tun_read`] | a leased buffer holds one TUN read: vnet header and superpacket | |
 //! | 2 | [`outbound::superpacket`] | entry point of the walk | |
 //! | 3 | [`VnetHdr::parse`], [`IpView::parse`] | once, before anything is cut | [`OutMalformed`] |
-//! | 4 | [`View::route`], [`View::way_to`] | routed once: all segments share one flow; without a session they are staged | [`NoRoute`], [`NoEndpoint`], [`StageFull`], [`NoSession`], [`Looped`] |
+//! | 4 | [`View::route`], [`View::way_to`] | routed once: all segments share one flow; without a session they are staged; who has no way is told ([`Unreachable`]) | [`NoRoute`], [`NoEndpoint`], [`StageFull`], [`NoSession`], [`Looped`] |
 //! | 5 | [`Split::plan`] | how the superpacket is cut | [`OutBadOffload`], [`OutTooLong`] |
 //! | 6a | [`Split::spread`], [`Trains::adopt`] | a superpacket is cut where it lies: its buffer becomes a train | |
 //! | 6b | [`Trains::reserve`] | others: room at the end of the peer's train; without a free buffer the read waits | |
@@ -37,6 +37,7 @@
 //! is dropped.
 //!
 //! [`Tap`]: crate::worker::tap::Tap
+//! [`Unreachable`]: crate::worker::unreachable::Unreachable
 //! [`DataWorker::on_tun_read`]: crate::worker::data::DataWorker::on_tun_read
 //! [`DataWorker::flush_trains`]: crate::worker::data::DataWorker::flush_trains
 //! [`DataWorker::on_sent`]: crate::worker::data::DataWorker::on_sent

@@ -44,7 +44,7 @@ pub struct Gather {
     head_bytes: u8,
     /// The ranges that follow the head, in order. At most [`SEGMENTS_MAX`].
     pub parts: Vec<Part>,
-    /// How many IP packets it carries.
+    /// How many received IP packets it carries; none if it is [`Gather::is_our_own`].
     pub packets: u16,
     /// When the kernel received its first datagram.
     pub received: Time,
@@ -73,6 +73,11 @@ impl Gather {
     /// Bytes of its packets as one: the write without the vnet header.
     pub fn inner_bytes(&self) -> usize {
         self.bytes() - VNET_HDR_BYTES
+    }
+
+    /// Whether it is a packet that we made: see [`Coalescer::our_own`].
+    pub fn is_our_own(&self) -> bool {
+        self.packets == 0
     }
 
     /// Whether the packets joined in it are TCP.
@@ -167,6 +172,19 @@ impl Coalescer {
         let mut parts = gather.parts;
         parts.clear();
         self.spare_parts.push(parts);
+    }
+
+    /// A write that carries nothing received: a packet of `headers` and what lies at `rest`.
+    ///
+    /// # Panics
+    /// When `headers` are longer than [`HEAD_BYTES_MAX`] without the vnet header.
+    pub fn our_own(&mut self, headers: &[u8], rest: Part, now: Time) -> Gather {
+        let mut parts = self.spare_parts.pop().unwrap_or_else(|| Vec::with_capacity(SEGMENTS_MAX + 1));
+        parts.push(rest);
+        let mut head = [0; HEAD_BYTES_MAX];
+        head[VNET_HDR_BYTES..][..headers.len()].copy_from_slice(headers);
+        let head_bytes = (VNET_HDR_BYTES + headers.len()) as u8;
+        Gather { head, head_bytes, parts, packets: 0, received: now, reaped: now, joined: now }
     }
 
     /// A write for each of the packets joined in `refused`. Their own headers still stand in front of their payloads.

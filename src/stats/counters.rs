@@ -132,10 +132,11 @@ counters! {
     congestion_marks "packets" "Packets that tell their receiver of congestion (ECN) because they waited too long for a worker.";
     keepalives "packets" "Data messages that held no packet.";
     handshakes "packets" "Handshake messages and cookie replies handed to the protocol thread.";
-    tun_writes "calls" "Writes to the TUN, each a packet or a superpacket.";
+    tun_writes "calls" "Writes to the TUN of what was received, each a packet or a superpacket.";
     written_packets "packets" "Packets the TUN took, each segment of a superpacket counted.";
     written_bytes "bytes" "Inner bytes of those packets.";
     write_retries "calls" "Superpackets the TUN refused whose packets were written again one by one.";
+    icmp_errors "packets" "ICMP errors written to the TUN: senders were told that there is no peer for their packet, or no endpoint.";
     receive_errors "calls" "Receives and TUN reads that failed and brought nothing.";
 }
 

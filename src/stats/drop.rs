@@ -67,10 +67,10 @@ drop_reasons! {
     /// Set a smaller MTU.
     OutTooLong Outbound "out_too_long";
     /// No peer has the destination in its allowed IPs.
-    /// Add it to the allowed IPs of the peer that is to have it, or take away the route that leads it here.
+    /// Add it to the allowed IPs of the peer that is to have it, or take away the route that leads it here; ICMP tells the sender.
     NoRoute Outbound "no_route";
     /// The peer has no address to send to yet.
-    /// Set the peer's endpoint, or wait until it makes itself known by a handshake.
+    /// Set the peer's endpoint, or wait until it makes itself known by a handshake; ICMP tells the sender.
     NoEndpoint Outbound "no_endpoint";
     /// The peer had no session, and more than 128 packets waited for one: the oldest went.
     /// See whether handshakes with the peer come to an end: its endpoint, its keys, the firewalls between.

@@ -5,7 +5,8 @@
 //! Per direction and in packets: `in = out + Σ drops + staged + in flight`. Outbound, *in* is the segments the TUN gave us and
 //! *out* the datagrams the kernel took; inbound, *in* is the datagrams received and *out* the packets the TUN took.
 //! Nobody counts what is in flight: [`Totals::in_flight`](counters::Totals::in_flight) derives it, so a packet that
-//! vanished silently stays in flight for ever and [`check_drained`](counters::Totals::check_drained) says so.
+//! vanished silently stays in flight for ever and [`check_drained`](counters::Totals::check_drained) says so. What we write to
+//! the TUN of our own accord (`icmp_errors`) came in nowhere and is no part of it.
 //!
 //! # From a worker to the operator's eyes
 //!

@@ -4,6 +4,7 @@
 //! bytes are. Every parser meets arbitrary bytes in `tests/parsers.rs`.
 
 pub mod checksum;
+pub mod icmp;
 pub mod ip;
 pub mod l4;
 pub mod message;

@@ -16,6 +16,7 @@ use super::handshake_log;
 use super::refusals::{REFUSED_TIME, Refusals, send_in_pieces, source_is_stale, train_is_refused};
 use super::stage::{Stage, StagedRead};
 use super::tap::Tap;
+use super::unreachable::Unreachable;
 use crate::dataplane::Context;
 use crate::dataplane::allowed_ips::PeerIndex;
 use crate::dataplane::codel::Codel;
@@ -109,6 +110,8 @@ pub struct DataWorker<D> {
     /// Peers whose staged packets may flow and have not all found a buffer yet.
     flushable: VecDeque<PeerIndex>,
     refusals: Refusals,
+    /// Who is told that a packet has nowhere to go.
+    unreachable: Unreachable,
     /// How long what is received has waited.
     queue: Codel,
     /// Where packets are captured, while somebody does.
@@ -152,6 +155,7 @@ impl<D: Driver> DataWorker<D> {
             stage: Stage::default(),
             flushable: VecDeque::new(),
             refusals: Refusals::default(),
+            unreachable: Unreachable::default(),
             queue: Codel::default(),
             tap: None,
             findings: Findings::default(),
@@ -347,7 +351,8 @@ impl<D: Driver> DataWorker<D> {
                 self.trains.give(buffer);
             }
             match self.walk(&mut lease, read, now) {
-                Progress::Done | Progress::Dropped(_) => self.driver.lend(lease),
+                Progress::Done => self.driver.lend(lease),
+                Progress::Dropped(reason) => self.turn_away(lease, read.bytes, reason, now),
                 Progress::Train(train) => self.adopt(lease, train, read.at),
                 Progress::Stage(peer, packets) => {
                     read.resume.get_or_insert(0);
@@ -378,6 +383,15 @@ impl<D: Driver> DataWorker<D> {
             tap.read(&buffer[..read.bytes], read.resume, reason, &self.view, now);
         }
         progress
+    }
+
+    /// Tells the sender of a read that was dropped, while there is an interface to hear it at.
+    fn turn_away(&mut self, lease: Lease, bytes: usize, reason: DropReason, now: Time) {
+        if self.flags.paused.load(Ordering::Relaxed) {
+            return self.driver.lend(lease);
+        }
+        let DataWorker { unreachable, driver, coalescer, .. } = self;
+        self.in_flight += unreachable.turn_away((lease, bytes), reason, driver, coalescer, now);
     }
 
     fn adopt(&mut self, buffer: Lease, train: InPlace, started: Time) {
@@ -569,6 +583,11 @@ impl<D: Driver> DataWorker<D> {
     /// Inbound, step 9.
     pub fn on_written(&mut self, gather: Gather, result: Result<(), Errno>, now: Time) {
         self.in_flight -= 1;
+        if gather.is_our_own() {
+            self.tun_gone |= result == Err(Errno::EBADFD);
+            self.counters.icmp_errors.add(result.is_ok().into());
+            return self.coalescer.recycle(gather);
+        }
         let packets = u64::from(gather.packets);
         let dropped = match result {
             Ok(()) => {

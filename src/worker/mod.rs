@@ -31,6 +31,7 @@ mod start;
 pub mod supervisor;
 pub mod tap;
 pub mod tunnel;
+pub mod unreachable;
 
 use std::path::Path;
 

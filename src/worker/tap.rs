@@ -9,7 +9,7 @@
 //! Every packet is taken once, when it is known what becomes of it, and cut as it travels: outbound before its train is
 //! sealed, inbound when the TUN has taken or refused it, dropped ones where they are dropped. What a send was refused for is
 //! known only after sealing: such packets come a second time, without their bytes. Datagrams that never opened, or were
-//! replayed, are no packets and never come.
+//! replayed, are no packets and never come; nor do ICMP errors of our own, whose reason comes with the packet they answer.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

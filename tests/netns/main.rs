@@ -73,4 +73,5 @@ mod timers;
 mod top;
 mod traffic;
 mod tunnel;
+mod unreachable;
 mod wireguard;

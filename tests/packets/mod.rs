@@ -2,6 +2,8 @@
 //! crate's code and do not repeat it.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod icmp;
+
 use std::net::IpAddr;
 
 use uringvpn::offload::Part;

@@ -4,7 +4,10 @@
 
 use std::collections::HashMap;
 
+use uringvpn::stats::drop::DropReason;
+
 use crate::packets;
+use crate::packets::icmp::IcmpError;
 
 /// What must hold whatever happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +26,8 @@ pub enum Law {
     Drops,
     /// What was carried and not dropped arrives.
     Loss,
+    /// Whoever sent a packet that has nowhere to go is told so, rightly and once, and nobody else.
+    Answers,
     /// Every buffer is at home, or held as a spare.
     Buffers,
     /// A kernel that refuses trains is not offered any more of them.
@@ -100,6 +105,11 @@ pub struct Book {
     pub handed: [u64; HOSTS_MAX],
     /// Packets delivered per host.
     pub delivered: [u64; HOSTS_MAX],
+    /// TUN reads per host whose sender may be told that they have nowhere to go, by the part that is quoted then: how many
+    /// were handed in, and how many were answered.
+    lost: [HashMap<Vec<u8>, [u64; 2]>; HOSTS_MAX],
+    /// ICMP errors written per host.
+    answered: [u64; HOSTS_MAX],
     /// Whether the network keeps the order of a flow.
     pub arrives_in_order: bool,
     /// Whether the identification of an unfragmentable packet may change on the way: when a packet and its copy are
@@ -137,6 +147,42 @@ impl Book {
             assert!(self.pages.insert(gist, page).is_none(), "the workload made a packet twice");
             line.handed += 1;
         }
+    }
+
+    /// The kernel of `host` hands over a read that must die for `reason`.
+    pub fn lost(&mut self, host: usize, read: &[u8], reason: DropReason) {
+        if [DropReason::NoRoute, DropReason::NoEndpoint].contains(&reason) {
+            let quote = &read[16..];
+            let most = if quote[0] >> 4 == 4 { 576 - 28 } else { 1280 - 48 };
+            self.lost[host].entry(quote[..quote.len().min(most)].to_vec()).or_default()[0] += 1;
+        }
+    }
+
+    /// An ICMP error was written to the TUN of `host`.
+    pub fn answered(&mut self, host: usize, error: &IcmpError<'_>) -> Checked {
+        let Some([handed_in, answered]) = self.lost[host].get_mut(error.quote) else {
+            let what = format!("host {host} answered what is not lost: {:02x?}", error.quote);
+            return Err(Broken { law: Law::Answers, what });
+        };
+        *answered += 1;
+        self.answered[host] += 1;
+        require(Law::Answers, answered <= handed_in, || {
+            format!("host {host} answered {handed_in} reads {answered} times")
+        })?;
+        error.assert_answers(error.quote);
+        Ok(())
+    }
+
+    /// `counted` answers is what was counted, and if `all` were to be answered, all were.
+    pub fn check_answers(&self, host: usize, counted: u64, all: bool) -> Checked {
+        let answered = self.answered[host];
+        require(Law::Answers, counted == answered, || {
+            format!("host {host} answered {answered} reads and counted {counted}")
+        })?;
+        let silent = self.lost[host].values().filter(|[handed_in, answered]| handed_in != answered).count();
+        require(Law::Answers, !all || silent == 0, || {
+            format!("host {host} did not answer {silent} kinds of reads")
+        })
     }
 
     /// The trouble is over; what is handed in from now on must all arrive.
@@ -180,6 +226,9 @@ impl Book {
 
     /// A packet was written to the TUN of `host`.
     pub fn delivered(&mut self, host: usize, packet: &[u8]) -> Checked {
+        if let Some(error) = IcmpError::read(packet) {
+            return self.answered(host, &error);
+        }
         let renumbers = self.renumbers;
         let page = self.pages.get_mut(&gist(packet));
         let page = page.filter(|page| page.host != host && (renumbers || page.bytes == packet));

@@ -213,7 +213,9 @@ impl World {
         self.largest_read = self.largest_read.max(packets.len());
         self.trace.note(self.now, flow.host, id, ("is handed", packets.len(), "packets of flow", id));
         self.book.handed_in(flow.host, id, packets);
-        self.nodes[flow.host].seats[flow.worker].worker.driver_mut().tun_reads.push_back(read);
+        let (host, worker) = (flow.host, flow.worker);
+        self.may_be_lost(host, &read);
+        self.nodes[host].seats[worker].worker.driver_mut().tun_reads.push_back(read);
     }
 
     /// Every flow that has a receiver goes on.

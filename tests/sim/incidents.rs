@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use uringvpn::io::fake::Fake;
 use uringvpn::stats::counters::Totals;
+use uringvpn::stats::drop::DropReason;
 use uringvpn::time::Span;
 
 use crate::check::{Checked, HOSTS_MAX, Law, require};
@@ -21,14 +22,24 @@ impl World {
         let other = (host + self.random.between(1, self.nodes.len() - 1)) % self.nodes.len();
         let read = if self.random.chance(30) {
             self.spoofed[host][0] += 1;
-            self.spoof(host, other)
+            let read = self.spoof(host, other);
+            self.may_be_lost(host, &read);
+            read
         } else {
             let junk = workload::tun_junk(host, other, &mut self.random);
             self.junk[host][junk.reason as usize] += junk.packets;
+            self.book.lost(host, &junk.what, junk.reason);
             junk.what
         };
         let worker = self.random.below(self.plan.workers[host]);
         self.nodes[host].seats[worker].worker.driver_mut().tun_reads.push_back(read);
+    }
+
+    /// A server does not know yet where its peers are.
+    pub(crate) fn may_be_lost(&mut self, host: usize, read: &[u8]) {
+        if self.plan.server == Some(host) {
+            self.book.lost(host, read, DropReason::NoEndpoint);
+        }
     }
 
     /// A packet with a source that is not ours: that of the receiver, of a third host, of nobody.

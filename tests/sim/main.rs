@@ -124,6 +124,7 @@ fn the_runs_meet_every_trouble_there_is() {
     assert!(seen(&|totals| totals.train_retries > 0) > 0);
     assert!(seen(&|totals| totals.write_retries > 0) > 0);
     assert!(seen(&|totals| totals.receive_errors > 0) > 0);
+    assert!(seen(&|totals| totals.icmp_errors > 0) > 0);
     assert!(seen(&|totals| totals.sent_datagrams > 2 * totals.trains) > 10, "few trains");
     assert!(seen(&|totals| totals.written_packets > 2 * totals.tun_writes) > 10, "few superpackets");
 }
@@ -140,6 +141,7 @@ fn the_encrypted_runs_meet_every_trouble_there_is() {
     assert!(seen(&|totals| totals.train_retries > 0) > 0);
     assert!(seen(&|totals| totals.write_retries > 0) > 0);
     assert!(seen(&|totals| totals.keepalives > 0) > 10, "few keepalives");
+    assert!(seen(&|totals| totals.icmp_errors > 0) > 10, "few answers");
     assert!(seen(&|totals| totals.handshakes > 10) > 10, "few handshakes");
     assert!(seen(&|totals| totals.sent_datagrams > 2 * totals.trains) > 10, "few trains");
     assert!(seen(&|totals| totals.written_packets > 2 * totals.tun_writes) > 10, "few superpackets");

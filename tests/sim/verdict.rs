@@ -10,6 +10,7 @@ use uringvpn::time::Span;
 use crate::check::{Broken, Checked, Law, require};
 use crate::encrypted::{World, destination};
 use crate::node::Node;
+use crate::packets::icmp::IcmpError;
 use crate::superpacket;
 
 impl World {
@@ -19,6 +20,9 @@ impl World {
             .map_err(|what| Broken { law: Law::Bytes, what: format!("host {host} wrote: {what}") })?;
         self.nodes[host].seats[worker].written += packets.len() as u64;
         packets.iter().try_for_each(|packet| {
+            if let Some(error) = IcmpError::read(packet) {
+                return self.book.answered(host, &error);
+            }
             let here = destination(packet) == Some(host);
             require(Law::Bytes, here, || format!("host {host} wrote a packet to {:?}", destination(packet)))?;
             self.book.delivered(host, packet)
@@ -47,7 +51,8 @@ impl World {
                 )
             })
         })?;
-        let counted = (totals.sent_datagrams, totals.written_packets, totals.in_datagrams, totals.keepalives);
+        let written = totals.written_packets + totals.icmp_errors;
+        let counted = (totals.sent_datagrams, written, totals.in_datagrams, totals.keepalives);
         let due = (seat.sent, seat.written, seat.due.datagrams, seat.due.keepalives);
         require(Law::Conservation, counted == due, || {
             format!(
@@ -129,6 +134,7 @@ impl World {
         require(Law::Drops, faults.send_error > 0 || dropped(DropReason::SendError) == 0, || {
             format!("host {host} could not send, and nothing was in the way")
         })?;
+        self.book.check_answers(host, totals.icmp_errors, false)?;
         if faults.short_read > 0 {
             return Ok(());
         }

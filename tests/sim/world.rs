@@ -270,6 +270,7 @@ impl World {
         if self.random.chance(50) {
             let junk = workload::tun_junk(host, 1 - host, &mut self.random);
             target.junk[junk.reason as usize] += junk.packets;
+            self.book.lost(host, &junk.what, junk.reason);
             fake.tun_reads.push_back(junk.what);
         } else {
             let junk = workload::network_junk(host, self.plan.outer_v6, &mut self.random);
@@ -362,7 +363,7 @@ impl World {
         require(Law::Conservation, balance.is_ok(), || {
             format!("worker {worker} of host {host}: {balance:?}")
         })?;
-        let counted = (totals.sent_datagrams, totals.written_packets);
+        let counted = (totals.sent_datagrams, totals.written_packets + totals.icmp_errors);
         let done = (state.sent[worker], state.written[worker]);
         require(Law::Conservation, counted == done, || {
             format!("worker {worker} of host {host} counted {counted:?} sent and written, it was {done:?}")
@@ -532,6 +533,8 @@ impl World {
         require(Law::Conservation, totals.out_packets == taken_in, || {
             format!("host {host} was handed {taken_in} packets and counted {}", totals.out_packets)
         })?;
+        let heard = faults.tun_down == 0 && !self.plan.pauses;
+        self.book.check_answers(host, totals.icmp_errors, heard)?;
         let (unsent, errors) = (self.book.unsent(host), totals.dropped(DropReason::SendError));
         require(Law::Loss, unsent == errors, || {
             format!("host {host}: {unsent} packets were never sent, {errors} counted as send errors")
