@@ -133,6 +133,7 @@ impl Driver for Null {
                         stride: *stride,
                         tos: 0,
                         truncated: false,
+                        overflown: 0,
                         at: self.now,
                     },
                 },

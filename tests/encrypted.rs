@@ -119,6 +119,7 @@ impl End {
             bytes: buffer.len() as u32,
             stride: datagrams[0].len() as u16,
             truncated: false,
+            overflown: 0,
             at: NOW,
             tos,
         };
@@ -396,6 +397,7 @@ fn a_session_of_180_seconds_neither_seals_nor_opens() {
         bytes: buffer.len() as u32,
         stride: 0,
         truncated: false,
+        overflown: 0,
         at: late,
         tos: 0,
     };

@@ -5,6 +5,8 @@
 //! loudly, or fails if the environment says `CI=true`.
 #![allow(clippy::unwrap_used)]
 
+#[path = "ring/overflow.rs"]
+mod overflow;
 #[path = "packets/mod.rs"]
 mod packets;
 #[path = "ring/rebind.rs"]
@@ -20,6 +22,10 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, recv, recvmsg, send, setsockopt, socketpair, sockopt,
+};
+use overflow::{
+    of_new_sockets_only_what_they_had_no_room_for_is_told, what_a_socket_has_no_room_for_is_told_once,
+    what_had_no_room_is_told_beside_all_else_there_is,
 };
 use packets::{Packet, payload};
 use rebind::{
@@ -110,6 +116,9 @@ on_both_drivers! {
     rebinding_again_and_again_under_traffic_loses_no_buffer
     a_family_comes_and_goes_with_the_sockets
     what_arrives_at_a_clone_of_replaced_sockets_wakes_nobody
+    what_a_socket_has_no_room_for_is_told_once
+    what_had_no_room_is_told_beside_all_else_there_is
+    of_new_sockets_only_what_they_had_no_room_for_is_told
     dropping_the_driver_frees_port_and_tun_at_once
 }
 

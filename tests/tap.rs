@@ -7,6 +7,7 @@ mod packets;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
 use packets::{Packet, payload, split};
@@ -45,6 +46,7 @@ struct Tapped {
     counters: Arc<WorkerCounters>,
     orders: Orders,
     basin: Basin,
+    flags: Arc<Flags>,
     _stats: crossbeam_channel::Receiver<recorder::Full>,
     _inbox: handoff::Inbox,
 }
@@ -55,6 +57,7 @@ impl Tapped {
         let (reports, stats) = recorder::channel(1);
         let (outbox, inbox) = handoff::to_protocol();
         let (mut orders, orders_out) = handoff::to_worker(None);
+        let flags = Arc::new(Flags::default());
         let parts = Parts {
             view,
             orders: orders_out,
@@ -63,13 +66,13 @@ impl Tapped {
             merge: Merge { tcp: true, udp: true },
             counters: counters.clone(),
             reporter: Reporter::new(0, reports, Time::default()),
-            flags: Arc::new(Flags::default()),
+            flags: flags.clone(),
             self_check: Arc::default(),
         };
         let (mut taps, basin) = tap::open(filter, 1);
         orders.give(Order::Tap(taps.pop().map(Box::new)));
         let worker = DataWorker::new(Fake::new(faults, 1), parts);
-        Tapped { worker, counters, orders, basin, _stats: stats, _inbox: inbox }
+        Tapped { worker, counters, orders, basin, flags, _stats: stats, _inbox: inbox }
     }
 
     fn carry(&mut self, reads: impl IntoIterator<Item = Vec<u8>>, datagrams: &[Vec<u8>]) {
@@ -183,6 +186,22 @@ fn joined_packets_are_taken_one_by_one_as_they_came() {
     assert!(tapped.worker.driver_mut().written.len() < datagrams.len());
     let (packets, _) = tapped.end();
     assert_eq!(packets, taken(&datagrams, Direction::Inbound, address(), None));
+}
+
+#[test]
+fn what_the_kernel_dropped_is_counted_by_itself_and_cannot_be_taken() {
+    let mut tapped = all(plain(), Faults::default());
+    let datagrams = split(&flow().tun_read(1300));
+    // Also what is told while nothing can be delivered.
+    for (told, paused) in [(5, false), (2, true)] {
+        tapped.flags.paused.store(paused, Ordering::Relaxed);
+        tapped.worker.driver_mut().overflown = told;
+        tapped.carry([], &datagrams);
+    }
+    let totals = Totals::of([&*tapped.counters]);
+    assert_eq!((totals.overflown, totals.in_datagrams), (7, 2 * datagrams.len() as u64));
+    assert_eq!(totals.check_drained(), Ok(()));
+    assert_eq!(tapped.end().0.len(), datagrams.len());
 }
 
 #[test]

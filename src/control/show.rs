@@ -20,7 +20,7 @@ use crate::io::BUFFERS_PER_WORKER;
 use crate::offload::coalesce::SEGMENTS_MAX;
 use crate::stats::exposed::snapshot::ExposedSnapshot;
 use crate::stats::snapshot::{
-    Balance, OffloadSnapshot, PeerSnapshot, Quantiles, SCHEMA, SettingsSnapshot, Snapshot, TUNNEL,
+    Balance, Dropped, OffloadSnapshot, PeerSnapshot, Quantiles, SCHEMA, SettingsSnapshot, Snapshot, TUNNEL,
     WorkerSnapshot,
 };
 
@@ -380,12 +380,8 @@ fn for_people(snapshot: &Snapshot) -> String {
     for worker in workers {
         worker_lines(&mut text, worker);
     }
-    if !snapshot.drops.is_empty() {
-        text += "\ndropped\n";
-    }
-    for drop in &snapshot.drops {
-        let _ = writeln!(text, "  {:<19} {:>12}  {}", drop.reason, drop.packets, drop.help);
-    }
+    drop_lines(&mut text, "dropped", &snapshot.drops);
+    drop_lines(&mut text, "dropped by the kernel, and in no sum above", &snapshot.kernel_drops);
     for peer in &snapshot.peers {
         peer_lines(&mut text, peer);
     }
@@ -443,6 +439,15 @@ fn worker_lines(text: &mut String, worker: &WorkerSnapshot) {
     let age = worker.last_second_ago.filter(|age| *age >= STALE_SECONDS);
     let age = age.map_or_else(String::new, |age| format!(", {} ago", duration(age)));
     table(text, &format!("  its last second{age}"), &worker.last_second);
+}
+
+fn drop_lines(text: &mut String, title: &str, drops: &[Dropped]) {
+    if !drops.is_empty() {
+        let _ = writeln!(text, "\n{title}");
+    }
+    for Dropped { reason, packets, help, .. } in drops {
+        let _ = writeln!(text, "  {reason:<19} {packets:>12}  {help}");
+    }
 }
 
 fn peer_lines(text: &mut String, peer: &PeerSnapshot) {
@@ -535,6 +540,8 @@ pub(super) fn duration(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stats::counters::{Totals, WorkerCounters};
+    use crate::stats::snapshot;
 
     #[test]
     fn quantities_have_three_digits_and_a_unit() {
@@ -548,6 +555,25 @@ mod tests {
             [3.9, 65.0, 7260.0, 200_000.0].map(duration),
             ["3 s", "1 min 5 s", "2 h 1 min", "2 d 7 h"]
         );
+    }
+
+    #[test]
+    fn what_the_kernel_dropped_is_told_by_itself_with_what_to_do() {
+        let worker = WorkerCounters::default();
+        let page = || {
+            let totals = Totals::of([&worker]);
+            let drops = snapshot::drops(&totals);
+            for_people(&Snapshot {
+                drops,
+                kernel_drops: snapshot::kernel_drops(&totals),
+                ..Snapshot::default()
+            })
+        };
+        assert!(!page().contains("dropped"));
+        worker.overflown.add(812);
+        let title = "dropped by the kernel, and in no sum above\n  overflown                    812  Datagrams the kernel dropped ";
+        assert!(page().contains(title) && page().ends_with("raise net.core.rmem_max.\n"), "{}", page());
+        assert!(!page().contains("\ndropped\n"));
     }
 
     #[test]

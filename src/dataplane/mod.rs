@@ -31,6 +31,8 @@
 //! | 8 | [`DataWorker::flush_writes`] | writev: rewritten header, payload ranges | |
 //! | 9 | [`DataWorker::on_written`] | when no write borrows the buffer any more it goes back to the ring | [`TunDown`], [`TunWriteError`] |
 //!
+//! What the kernel had no room for never gets here: step 1 counts it as [`overflown`] when the next one comes.
+//!
 //! Plaintext mode takes the same way; [`Sealing`] and [`Opener`] then have nothing to do.
 //!
 //! While somebody captures, a [`Tap`] copies packets: outbound between reserving and sealing, inbound at step 9, and wherever one
@@ -54,6 +56,7 @@
 //! [`Split::emit`]: crate::offload::split::Split::emit
 //! [`Trains::reserve`]: crate::offload::train::Trains::reserve
 //! [`Received::datagrams`]: crate::offload::stride::Received::datagrams
+//! [`overflown`]: crate::stats::counters::WorkerCounters::overflown
 //! [`Codel::picks`]: codel::Codel::picks
 //! [`Coalescer::push`]: crate::offload::coalesce::Coalescer::push
 //! [`Sealing`]: outbound::Sealing

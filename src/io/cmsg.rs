@@ -11,9 +11,10 @@ use libc::c_int;
 
 /// Room for everything we ever send: UDP_SEGMENT (24), IPV6_PKTINFO (40) and IPV6_TCLASS (24).
 pub const SEND_CONTROL_BYTES: usize = 88;
-/// Room for everything we ask to receive: UDP_GRO (24), IPV6_PKTINFO (40), IPV6_TCLASS (24), SCM_TIMESTAMPNS (32), and
-/// some slack.
+/// Room for everything we ask to receive: SCM_TIMESTAMPNS (32), SO_RXQ_OVFL (24), UDP_GRO (24), IPV6_PKTINFO (40) and
+/// IPV6_TCLASS (24). The kernel leaves out what finds no room.
 pub const RECEIVE_CONTROL_BYTES: usize = 144;
+const _: () = assert!(RECEIVE_CONTROL_BYTES >= 32 + 24 + 24 + 40 + 24);
 
 /// struct cmsghdr on 64-bit Linux: length (8), level (4), type (4).
 const HEADER_BYTES: usize = 16;
@@ -103,6 +104,7 @@ pub struct ReceiveControl {
     /// When the kernel received it: nanoseconds of CLOCK_REALTIME.
     pub realtime_ns: Option<u64>,
     /// Datagrams that the socket had no room for until this one came, in 32 bits; 0 unless it was asked to tell (SO_RXQ_OVFL).
+    /// See [`Overflow`].
     pub overflown: u32,
 }
 
@@ -151,6 +153,26 @@ impl ReceiveControl {
     }
 }
 
+/// How many datagrams one socket had no room for, as it said last ([`ReceiveControl::overflown`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Overflow {
+    told: u32,
+}
+
+impl Overflow {
+    /// How many more there are than before, now that the socket says `told` in all.
+    pub fn more(&mut self, told: u32) -> u32 {
+        // The kernel counts in 32 bits, and then from 0 again.
+        let more = told.wrapping_sub(self.told);
+        if more > u32::MAX / 2 {
+            // Behind what it said last: nothing that is not counted already.
+            return 0;
+        }
+        self.told = told;
+        more
+    }
+}
+
 /// The `N` bytes at `start`; the caller has checked the length.
 fn field<const N: usize>(bytes: &[u8], start: usize) -> [u8; N] {
     bytes[start..start + N].try_into().expect("N bytes")
@@ -190,6 +212,16 @@ mod tests {
         control.push(libc::SOL_SOCKET, libc::SO_RXQ_OVFL, &9u32.to_ne_bytes());
         let told = ReceiveControl::parse(control.bytes());
         assert_eq!((told.stride, told.realtime_ns, told.overflown), (1452, Some(3_000_000_007), 9));
+    }
+
+    #[test]
+    fn a_socket_that_counts_in_32_bits_is_counted_on_past_their_end() {
+        let mut overflow = Overflow::default();
+        let mut more = |told: &[u32]| told.iter().map(|told| overflow.more(*told)).collect::<Vec<_>>();
+        assert_eq!(more(&[0, 3, 3, 10]), [0, 3, 0, 7]);
+        assert_eq!(more(&[1 << 31, u32::MAX, 0, 2]), [(1 << 31) - 10, (1 << 31) - 1, 1, 2]);
+        // It never counts back. If it seems to, nothing was lost, and nothing is counted twice.
+        assert_eq!(more(&[1, 2, 3]), [0, 0, 1]);
     }
 
     proptest::proptest! {

@@ -85,6 +85,8 @@ pub struct Fake {
     pub tun_reads: VecDeque<Vec<u8>>,
     /// What the socket will hand out.
     pub receives: VecDeque<Incoming>,
+    /// What the socket had no room for, told with what it hands out next.
+    pub overflown: u32,
     /// What it has handed out, and whether that was cut off.
     pub handed_out: Vec<(Incoming, bool)>,
     /// What the TUN says to every write instead of taking it.
@@ -117,6 +119,7 @@ impl Fake {
             writes: VecDeque::new(),
             tun_reads: VecDeque::new(),
             receives: VecDeque::new(),
+            overflown: 0,
             handed_out: Vec::new(),
             write_error: None,
             rebinds: 0,
@@ -249,7 +252,9 @@ impl Fake {
             let start = super::message::PAYLOAD_START;
             lease[start..start + length].copy_from_slice(&bytes[..length]);
             let (start, bytes) = (start as u32, length as u32);
-            let received = Received { from, to, start, bytes, stride, tos, truncated, at: self.now };
+            let overflown = std::mem::take(&mut self.overflown);
+            let at = self.now;
+            let received = Received { from, to, start, bytes, stride, tos, truncated, overflown, at };
             self.handed_out.push((incoming, truncated));
             done.push(Completion::Received { lease, received });
         }
@@ -291,6 +296,7 @@ impl Driver for Fake {
     fn rebind(&mut self, _sockets: WorkerSockets) -> io::Result<()> {
         self.rebinds += 1;
         self.receives.clear();
+        self.overflown = 0;
         Ok(())
     }
 

@@ -225,7 +225,7 @@ fn probe_udp() -> Vec<Feature> {
                 )
             }),
             "2.6.14",
-            "bursts may be lost; the default buffer holds three trains",
+            "bursts may be lost, counted as overflown; the default buffer holds three trains",
         ),
         row("kernel receive time (SO_TIMESTAMPNS)", State::of(timestamps()), "2.6.22", "no tunnel"),
     ]

@@ -7,7 +7,7 @@ use std::ptr;
 
 use nix::errno::Errno;
 
-use super::cmsg::{RECEIVE_CONTROL_BYTES, ReceiveControl, SendControl};
+use super::cmsg::{Overflow, RECEIVE_CONTROL_BYTES, ReceiveControl, SendControl};
 use super::driver::Send;
 use super::lease::Loans;
 use super::sys::uninterrupted;
@@ -160,12 +160,14 @@ pub(super) fn receive(fd: RawFd, room: &mut [u8]) -> Result<Arrival, Errno> {
     })
 }
 
-/// Puts together what the kernel said about a receive; `None` when the sender's address makes no sense.
+/// Puts together what the kernel said about a receive from the socket of `overflow`; `None` when the sender's address makes
+/// no sense.
 pub(super) fn received(
     address: &[u8],
     control: &[u8],
     bytes: usize,
     truncated: bool,
+    overflow: &mut Overflow,
     realtime_offset: i64,
     now: Time,
 ) -> Option<Received> {
@@ -179,6 +181,7 @@ pub(super) fn received(
         stride: told.stride,
         tos: told.tos,
         truncated,
+        overflown: overflow.more(told.overflown),
         // A wall clock that was set in between must not put the arrival into the future.
         at: at.min(now),
     })

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::clock;
+use super::cmsg::Overflow;
 use super::driver::{Completion, Driver, Effort, Send, Wait};
 use super::lease::{self, Lease, Loans, Pools};
 use super::message::{Arrival, Devices, OperationMemory, PAYLOAD_START, receive, received};
@@ -48,6 +49,8 @@ pub struct Syscall {
     memory: Box<OperationMemory>,
     /// Edge-triggered: set by an event, cleared by EAGAIN.
     ready: [bool; 4],
+    /// Of the receiving sockets, IPv4 first.
+    overflows: [Overflow; 2],
     turns_since_poll: u32,
     v6_first: bool,
     now: Time,
@@ -91,6 +94,7 @@ impl Syscall {
             queued: Vec::new(),
             memory: Box::new(OperationMemory::new()),
             ready: [true; 4],
+            overflows: [Overflow::default(); 2],
             turns_since_poll: 0,
             v6_first: false,
             now: clock::now(),
@@ -175,7 +179,8 @@ impl Syscall {
             }
             let Some(mut lease) = self.free.receive.pop() else { return };
             self.effort.enters += 1;
-            match receive_into(fd, &mut lease, realtime_offset, self.now) {
+            let overflow = &mut self.overflows[usize::from(which == V6)];
+            match receive_into(fd, &mut lease, overflow, realtime_offset, self.now) {
                 Ok(Some(received)) => {
                     self.receive_portion.note(received.bytes);
                     done.push(Completion::Received { lease, received });
@@ -266,6 +271,7 @@ impl Driver for Syscall {
         }
         watch_sockets(&self.epoll, &self.devices.sockets)?;
         (self.ready[V4], self.ready[V6]) = (true, true);
+        self.overflows = [Overflow::default(); 2];
         Ok(())
     }
 
@@ -295,10 +301,11 @@ impl Driver for Syscall {
 fn receive_into(
     fd: i32,
     lease: &mut Lease,
+    overflow: &mut Overflow,
     realtime_offset: i64,
     now: Time,
 ) -> Result<Option<Received>, Errno> {
     let arrival = receive(fd, &mut lease[PAYLOAD_START..])?;
     let Arrival { bytes, truncated, .. } = arrival;
-    Ok(received(arrival.address(), arrival.control(), bytes, truncated, realtime_offset, now))
+    Ok(received(arrival.address(), arrival.control(), bytes, truncated, overflow, realtime_offset, now))
 }

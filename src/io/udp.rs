@@ -7,8 +7,8 @@
 //! listen port itself. Steered by receiver index, everything leaves from the listen port.
 //!
 //! Every receiving socket delivers, as control messages, the GRO segment size, the local address (IP_PKTINFO,
-//! IPV6_PKTINFO), the traffic class (IP_TOS, IPV6_TCLASS) and the kernel's receive time (SCM_TIMESTAMPNS: CLOCK_REALTIME
-//! as a `timespec`).
+//! IPV6_PKTINFO), the traffic class (IP_TOS, IPV6_TCLASS), the kernel's receive time (SCM_TIMESTAMPNS: CLOCK_REALTIME
+//! as a `timespec`) and, once it has dropped something, how often so far (SO_RXQ_OVFL).
 //!
 //! Source: socket(7), udp(7), ip(7), ipv6(7), linux/udp.h.
 
@@ -513,6 +513,12 @@ fn configure_receiver(
     let time = (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, "SO_TIMESTAMPNS");
     for (level, name, call) in [pktinfo, tos, time] {
         sys::set_option(socket, level, name, 1).map_err(|errno| UdpError::Call { address, call, errno })?;
+    }
+    if let Err(errno) = sys::set_option(socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1) {
+        note(
+            &mut families.notes,
+            format!("udp: what finds a socket full is not counted (SO_RXQ_OVFL: {errno}); harmless"),
+        );
     }
     if families.gro
         && let Err(errno) = sys::set_option(socket, libc::SOL_UDP, libc::UDP_GRO, 1)

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use slab::Slab;
 
 use super::clock;
-use super::cmsg::RECEIVE_CONTROL_BYTES;
+use super::cmsg::{Overflow, RECEIVE_CONTROL_BYTES};
 use super::driver::{Completion, Driver, Effort, Send, Wait};
 use super::lease::{self, Lease, Loans};
 use super::message::{Devices, NAME_BYTES, OperationMemory, received};
@@ -96,6 +96,8 @@ pub struct Uring {
     read_multishot: bool,
     tun_reads_armed: u16,
     receives_armed: [bool; 2],
+    /// Of the sockets that are received from, IPv4 first.
+    overflows: [Overflow; 2],
     wake_armed: bool,
     /// What is armed still uses sockets that were replaced, or keeps the kernel from closing them.
     stale: bool,
@@ -171,6 +173,7 @@ impl Uring {
             receive_header: Box::new(receive_header()),
             tun_reads_armed: 0,
             receives_armed: [false; 2],
+            overflows: [Overflow::default(); 2],
             wake_armed: false,
             stale: false,
             early: Vec::with_capacity(OPERATIONS),
@@ -192,6 +195,10 @@ impl Uring {
         self.reap(done);
         // A read that is just running is not found or ends later; the next turn tries again.
         self.stale = self.tun_reads_armed > 0 || self.receives_armed.contains(&true) || self.wake_armed;
+        if !self.stale {
+            // Not before: until here the old sockets could still tell.
+            self.overflows = [Overflow::default(); 2];
+        }
         Ok(())
     }
 
@@ -350,21 +357,24 @@ impl Uring {
         flags: u32,
         realtime_offset: i64,
     ) -> Option<Completion> {
+        let family = usize::from(kind == Kind::ReceiveV6);
         if !cqueue::more(flags) {
-            self.receives_armed[(kind == Kind::ReceiveV6) as usize] = false;
+            self.receives_armed[family] = false;
         }
         let lease = cqueue::buffer_select(flags).map(|slot| self.receive_buffers.take(slot, result));
         match (result, lease) {
-            (bytes @ 0.., Some(lease)) => match self.received(&lease, bytes as usize, realtime_offset) {
-                Some(received) => {
-                    self.failures = 0;
-                    Some(Completion::Received { lease, received })
+            (bytes @ 0.., Some(lease)) => {
+                match self.received(family, &lease, bytes as usize, realtime_offset) {
+                    Some(received) => {
+                        self.failures = 0;
+                        Some(Completion::Received { lease, received })
+                    }
+                    None => {
+                        self.receive_buffers.give_back(lease);
+                        Some(Completion::ReceiveFailed(Errno::EPROTO))
+                    }
                 }
-                None => {
-                    self.receive_buffers.give_back(lease);
-                    Some(Completion::ReceiveFailed(Errno::EPROTO))
-                }
-            },
+            }
             (result, lease) => {
                 if let Some(lease) = lease {
                     self.receive_buffers.give_back(lease);
@@ -392,13 +402,20 @@ impl Uring {
         Some(Completion::ReceiveFailed(error))
     }
 
-    fn received(&self, lease: &Lease, bytes: usize, realtime_offset: i64) -> Option<Received> {
+    fn received(
+        &mut self,
+        family: usize,
+        lease: &Lease,
+        bytes: usize,
+        realtime_offset: i64,
+    ) -> Option<Received> {
         let out = types::RecvMsgOut::parse(lease.get(..bytes)?, &self.receive_header).ok()?;
         received(
             out.name_data(),
             out.control_data(),
             out.payload_data().len(),
             out.is_payload_truncated(),
+            &mut self.overflows[family],
             realtime_offset,
             self.now,
         )

@@ -27,6 +27,9 @@ pub struct Received {
     pub tos: u8,
     /// Whether bytes were cut off.
     pub truncated: bool,
+    /// What else came to this socket since the receive before, and the kernel dropped: datagrams, or several that it had
+    /// joined counted once (SO_RXQ_OVFL).
+    pub overflown: u32,
     /// When the kernel received the first of them.
     pub at: Time,
 }

@@ -127,6 +127,7 @@ counters! {
     sent_bytes "bytes" "UDP payload bytes of those datagrams.";
     train_retries "trains" "Trains the kernel refused that were sent again one datagram at a time.";
     receives "calls" "Receives, each a datagram or several joined by the kernel.";
+    overflown "receives" "Datagrams the kernel dropped (a train it joined counts once): a socket of ours was full, or they were damaged. See what keeps the processors busy, use more queues, or without privileges raise net.core.rmem_max.";
     in_datagrams "packets" "Datagrams received, each one of a joined receive counted.";
     in_bytes "bytes" "UDP payload bytes of those datagrams.";
     congestion_marks "packets" "Packets that tell their receiver of congestion (ECN) because they waited too long for a worker.";
@@ -299,6 +300,16 @@ mod tests {
         assert_eq!(totals.check_drained(), Err(Imbalance { direction: Direction::Outbound, in_flight: 3 }));
         worker.sent_datagrams.add(3);
         assert_eq!(Totals::of([&worker]).check_drained(), Ok(()));
+    }
+
+    #[test]
+    fn what_the_kernel_dropped_was_never_in() {
+        let worker = WorkerCounters::default();
+        worker.in_datagrams.add(1);
+        worker.keepalives.add(1);
+        worker.overflown.add(5);
+        let totals = Totals::of([&worker]);
+        assert_eq!((totals.check_drained(), totals.dropped_in_all()), (Ok(()), 0));
     }
 
     #[test]

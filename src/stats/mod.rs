@@ -8,6 +8,9 @@
 //! vanished silently stays in flight for ever and [`check_drained`](counters::Totals::check_drained) says so. What we write to
 //! the TUN of our own accord (`icmp_errors`) came in nowhere and is no part of it.
 //!
+//! What the kernel drops before we receive it was never *in*: [`overflown`](counters::Totals::overflown) is in no sum, and told
+//! beside the drops.
+//!
 //! # From a worker to the operator's eyes
 //!
 //! | who | what | where |

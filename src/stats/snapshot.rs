@@ -40,6 +40,8 @@ pub struct Snapshot {
     pub counters: BTreeMap<String, u64>,
     /// Reasons that dropped anything.
     pub drops: Vec<Dropped>,
+    /// What the kernel dropped before it came to us, if anything: in no balance, and what it had joined counted once.
+    pub kernel_drops: Vec<Dropped>,
     /// Whether every packet is accounted for, per direction.
     pub balance: Vec<Balance>,
     /// Stages and quantities since the start, all workers together.
@@ -232,6 +234,18 @@ pub fn drops(totals: &Totals) -> Vec<Dropped> {
         help: reason.help().to_owned(),
     };
     Direction::ALL.into_iter().flat_map(|direction| totals.drops(direction).map(dropped)).collect()
+}
+
+/// What the kernel dropped before us; the counter's name is the reason.
+pub fn kernel_drops(totals: &Totals) -> Vec<Dropped> {
+    let info = Totals::COUNTERS.iter().find(|info| info.name == "overflown").expect("a name of the table");
+    let dropped = Dropped {
+        reason: info.name.to_owned(),
+        direction: Direction::Inbound.name().to_owned(),
+        packets: totals.overflown,
+        help: info.help.to_owned(),
+    };
+    Vec::from_iter((totals.overflown > 0).then_some(dropped))
 }
 
 /// One direction's account.

@@ -20,7 +20,7 @@ use super::offloads::SelfCheck;
 use super::openmetrics::Metrics;
 use super::recorder::{Full, Handshakes};
 use super::settings::Settings;
-use super::snapshot::{self, Quantiles, SCHEMA, Snapshot, TUNNEL, WorkerSnapshot};
+use super::snapshot::{self, Dropped, Quantiles, SCHEMA, Snapshot, TUNNEL, WorkerSnapshot};
 use crate::time::{Span, Time, WallTime};
 
 /// The running stats thread. Dropping it without [`StatsHandle::stop`] ends the thread too, without a summary.
@@ -230,6 +230,7 @@ impl Collector {
             offloads: self.setup.self_check.snapshot(now),
             counters: snapshot::counters(&totals),
             drops: snapshot::drops(&totals),
+            kernel_drops: snapshot::kernel_drops(&totals),
             balance: Direction::ALL.map(|direction| snapshot::balance(&totals, direction)).into(),
             distributions: Quantiles::of_all(&self.whole_run),
             workers: workers
@@ -255,7 +256,7 @@ impl Collector {
     }
 }
 
-/// Two lines, one per direction, and a third and fourth for what was dropped, if anything was.
+/// Two lines, one per direction, and up to three for what was dropped, if anything was.
 fn interval_block(now: &Totals, recent: &Totals, recorded: &Distributions<u64>, elapsed: Span) -> String {
     let seconds = elapsed.as_secs_f64().max(1e-9);
     let mut block = String::new();
@@ -270,6 +271,9 @@ fn interval_block(now: &Totals, recent: &Totals, recorded: &Distributions<u64>, 
             now.in_flight(direction).max(0),
         );
         block += &dropped(recent, direction);
+    }
+    if recent.overflown > 0 {
+        block += &format!("{:8}  dropped by the kernel: overflown {}\n", "", recent.overflown);
     }
     block
 }
@@ -334,6 +338,9 @@ impl fmt::Display for Summary {
             for (reason, packets) in self.totals.drops(direction) {
                 writeln!(out, "{:8}  dropped: {} {packets}: {}", "", reason.label(), reason.help())?;
             }
+        }
+        for Dropped { reason, packets, help, .. } in snapshot::kernel_drops(&self.totals) {
+            writeln!(out, "{:8}  dropped by the kernel: {reason} {packets}: {help}", "")?;
         }
         if self.merged_intervals > 0 {
             writeln!(out, "latency: {} worker seconds were reported late, none lost", self.merged_intervals)?;
@@ -458,13 +465,17 @@ mod tests {
         worker.sent_datagrams.add(200_000);
         worker.in_datagrams.add(3);
         worker.count_drop(DropReason::UnknownSource, 3);
+        worker.overflown.add(8);
         collector.since_last_print.outbound.saturating_record_n(12_000, 200_000);
         assert_eq!(
             collector.end_interval(Span::from_secs(2)),
             "outbound     100000 packets/s    1.000 Gbit/s  p50 12.0 us  p99 12.0 us  in flight 1\n\
              inbound           0 packets/s    0.000 Gbit/s  p50 - us  p99 - us  in flight 0\n\
-             \u{20}         dropped: unknown_source 3\n"
+             \u{20}         dropped: unknown_source 3\n\
+             \u{20}         dropped by the kernel: overflown 8\n"
         );
+        let snapshot = collector.snapshot(Time::default());
+        assert_eq!((snapshot.kernel_drops[0].packets, snapshot.counters["overflown"]), (8, 8));
     }
 
     #[test]
@@ -491,6 +502,7 @@ mod tests {
         worker.enters.add(9);
         worker.in_datagrams.add(1);
         worker.count_drop(DropReason::TunDown, 1);
+        worker.overflown.add(2);
         let mut distributions = Distributions::new();
         distributions.inbound.record(100).unwrap();
         let summary =
@@ -498,6 +510,8 @@ mod tests {
         let text = summary.to_string();
         let last = text.lines().last().unwrap();
         assert!(last.starts_with("totals: workers=1 turns=0 enters=9 "), "{last}");
+        assert!(last.contains(" overflown=2 "), "{last}");
+        assert!(text.contains("\n          dropped by the kernel: overflown 2: Datagrams "), "{text}");
         assert!(
             last.ends_with(" dropped_tun_down=1 inbound_latency_ns_p50=100 inbound_latency_ns_p99=100"),
             "{last}"

@@ -277,6 +277,7 @@ impl<D: Driver> DataWorker<D> {
     /// Inbound, step 1.
     pub fn on_received(&mut self, mut lease: Lease, received: &Received, now: Time) {
         self.counters.receives.add(1);
+        self.counters.overflown.add(received.overflown.into());
         self.moved = true;
         self.turn_bytes += u64::from(received.bytes);
         record(&mut self.reporter.recorder().receive_datagrams, received.datagrams().len() as u64);

@@ -28,6 +28,11 @@ fn shown(host: &Host, link: &str) -> Snapshot {
     serde_json::from_str(&host.run(&format!("{PROGRAM} show {link} --json"))).unwrap()
 }
 
+/// What the kernel has dropped for want of room, as far as the tunnel has heard.
+fn overflown(host: &Host, link: &str) -> u64 {
+    shown(host, link).kernel_drops.iter().map(|dropped| dropped.packets).sum()
+}
+
 /// One ping after a silence, answered however late.
 #[track_caller]
 fn answers(from: &Host) {
@@ -44,13 +49,19 @@ fn a_process_that_stood_still_goes_on_with_the_next_packet() {
             let ends = Ends::start(&rig, mode, &format!("--io {io} --queues 2"), EVERYTHING);
             let pid = ends.pair.near.pid();
             for _ in 0..3 {
+                let before = overflown(near, &ends.links[0]);
                 kill(pid, Signal::SIGSTOP).unwrap();
                 // More than its buffers, its TUN queues and its sockets hold, from both sides; junk, too.
                 flood(near, "10.9.0.2", 8_000, 1300);
                 flood(far, "10.9.0.1", 8_000, 1300);
                 let stranger = far.inside(|| UdpSocket::bind("192.0.2.2:0").unwrap());
-                (0..2_000).for_each(|_| drop(stranger.send_to(&[0x45; 700], "192.0.2.1:51820")));
+                let junk = || drop(stranger.send_to(&[0x45; 700], "192.0.2.1:51820"));
+                (0..20_000).for_each(|_| junk());
                 kill(pid, Signal::SIGCONT).unwrap();
+                wait_until("the kernel's drops to be told", || {
+                    junk();
+                    overflown(near, &ends.links[0]) > before
+                });
                 wait_until("an answer", || reaches(near, inner(Family::V4, 1)));
                 answers(near);
             }

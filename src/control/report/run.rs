@@ -123,14 +123,23 @@ impl Run {
 
     /// What was dropped in the watch, by reason.
     pub fn drops(&self) -> Vec<Dropped> {
+        self.in_the_watch(|snapshot| &snapshot.drops)
+    }
+
+    /// What the kernel dropped in the watch before it came to the tunnel.
+    pub fn kernel_drops(&self) -> Vec<Dropped> {
+        self.in_the_watch(|snapshot| &snapshot.kernel_drops)
+    }
+
+    fn in_the_watch(&self, drops: fn(&Snapshot) -> &Vec<Dropped>) -> Vec<Dropped> {
         let before = |reason: &str| {
-            self.first.drops.iter().find(|drop| drop.reason == reason).map_or(0, |drop| drop.packets)
+            drops(&self.first).iter().find(|drop| drop.reason == reason).map_or(0, |drop| drop.packets)
         };
         let in_the_watch = |drop: &Dropped| Dropped {
             packets: drop.packets.saturating_sub(before(&drop.reason)),
             ..drop.clone()
         };
-        self.last.drops.iter().map(in_the_watch).filter(|drop| drop.packets > 0).collect()
+        drops(&self.last).iter().map(in_the_watch).filter(|drop| drop.packets > 0).collect()
     }
 
     /// What worker `index` counted under `name`.
@@ -208,6 +217,7 @@ pub mod samples {
             counter.add(all);
         }
         worker.count_drop(DropReason::NoRoute, seconds * 3);
+        worker.overflown.add(seconds * 7);
         let mut recorded = Distributions::new();
         for (at, step) in [(1, 1), (3, 2), (9, 5), (40, 100)] {
             for histogram in [&mut recorded.outbound, &mut recorded.inbound, &mut recorded.read_segments] {
@@ -226,6 +236,7 @@ pub mod samples {
             offloads: SelfCheck::default().snapshot(Time::default()),
             counters: snapshot::counters(&totals),
             drops: snapshot::drops(&totals),
+            kernel_drops: snapshot::kernel_drops(&totals),
             balance: directions.map(|direction| snapshot::balance(&totals, direction)).into(),
             distributions: Vec::new(),
             workers: vec![WorkerSnapshot {
@@ -291,6 +302,7 @@ mod tests {
         let run = samples::run("wg0", 4, 1_000, 5_000);
         assert_eq!((run.counted("sent_datagrams"), run.rate("sent_datagrams")), (4_000, 1_000.0));
         assert_eq!((run.drops()[0].packets, run.worker_counted(0, "out_bytes")), (12, 4_000));
+        assert_eq!(run.kernel_drops()[0].packets, 28);
         assert_eq!(run.intervals.len(), 4);
         let parts: u64 = run.intervals.iter().map(|interval| interval.outbound.count()).sum();
         assert_eq!(run.distribution("outbound").map(Distribution::count), Some(parts));

@@ -79,7 +79,7 @@ pub fn tiles(run: &Run, other: Option<&Run>) -> String {
         let packets = run.counted("sent_datagrams").saturating_add(run.counted("written_packets"));
         if packets == 0 { 0.0 } else { run.counted("enters") as f64 / packets as f64 }
     };
-    let rows: [Tile<'_>; 8] = [
+    let rows: [Tile<'_>; 9] = [
         ("outbound", &|run| run.rate("out_bytes") * 8.0, &bits, Better::More),
         ("inbound", &|run| run.rate("written_bytes") * 8.0, &bits, Better::More),
         ("packets out a second", &|run| run.rate("sent_datagrams"), &count, Better::More),
@@ -88,6 +88,7 @@ pub fn tiles(run: &Run, other: Option<&Run>) -> String {
         ("inbound p99", &|run| latency(run, "inbound"), &nanos, Better::Less),
         ("system calls a packet", &calls, &|value| format!("{value:.3}"), Better::Less),
         ("packets dropped", &dropped, &count, Better::Less),
+        ("dropped by the kernel", &|run| run.counted("overflown") as f64, &count, Better::Less),
     ];
     let mut text = "<div class=\"tiles\">".to_owned();
     for (label, read, format, better) in rows {
@@ -158,9 +159,10 @@ fn value(ours: &Distribution, theirs: Option<&Distribution>, quantile: f64, bett
     }
 }
 
-/// What was dropped, with what to do about it.
+/// What was dropped, also by the kernel, with what to do about it.
 pub fn drops(run: &Run, other: Option<&Run>) -> String {
-    let (ours, theirs) = (run.drops(), other.map(Run::drops));
+    let all = |run: &Run| [run.drops(), run.kernel_drops()].concat();
+    let (ours, theirs) = (all(run), other.map(all));
     let packets = |reason: &str| {
         theirs.iter().flatten().find(|drop| drop.reason == reason).map_or(0, |drop| drop.packets)
     };
@@ -383,6 +385,9 @@ mod tests {
             assert!(all.contains("&lt;wg&amp;0&gt;") && all.contains("<code>gso</code>"));
             assert_eq!(all.contains("class=\"better\">-50 %"), other.is_some());
             assert!(all.contains("No peer has the destination in its allowed IPs."));
+            assert!(all.contains("<span>dropped by the kernel</span><b>21</b>"));
+            assert!(all.contains("<td>overflown</td><td>inbound</td><td>21</td>"));
+            assert!(all.contains("raise net.core.rmem_max."));
         }
     }
 }

@@ -86,6 +86,7 @@ mod tests {
             "busypeer",
             "and 13 more\n",
             "no_route",
+            "\noverflown                500     1000  Datagrams the kernel dropped ",
         ] {
             assert!(text.contains(part), "no {part:?} in\n{text}");
         }
@@ -97,6 +98,7 @@ mod tests {
         let mut now = look(100.0, 1_000);
         now.snapshot.peers.clear();
         now.snapshot.drops.clear();
+        now.snapshot.kernel_drops.clear();
         let text = block(&Page::Tunnel(Rates::between(None, &now)), 0);
         assert!(!text.contains("3 peers") && !text.contains("4 drops"), "{text}");
         assert!(text.contains("out      - packets/s           -\n"), "{text}");

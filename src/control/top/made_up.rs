@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use super::cpu::CpuTimes;
 use super::rates::Look;
-use crate::stats::counters::Totals;
+use crate::stats::counters::{Totals, WorkerCounters};
 use crate::stats::distributions::{DISTRIBUTIONS, Unit};
 use crate::stats::drop::DropReason;
 use crate::stats::offloads::SelfCheck;
 use crate::stats::snapshot::{
     Balance, Dropped, PeerSnapshot, Quantiles, SCHEMA, Second, SettingsSnapshot, Snapshot, TUNNEL,
-    WorkerSnapshot, unit,
+    WorkerSnapshot, kernel_drops, unit,
 };
 use crate::time::Time;
 
@@ -58,8 +58,10 @@ pub fn look(uptime_seconds: f64, packets: u64) -> Look {
             ("in_datagrams", packets / 2),
             ("written_packets", packets / 2),
             ("written_bytes", packets * 500),
+            ("overflown", packets / 2),
         ]),
         drops: vec![drop(DropReason::NoRoute, packets), drop(DropReason::TunDown, 3)],
+        kernel_drops: overflown(packets / 2),
         balance: vec![balance("outbound", packets), balance("inbound", packets / 2)],
         distributions: quantiles(100_000),
         workers: vec![worker(0), worker(1)],
@@ -131,6 +133,13 @@ pub fn exposed(uptime_seconds: f64, visitors: u64) -> super::exposed::Look {
     // The busiest is told first here, so that sorting shows.
     snapshot.ports = vec![port(8080, 2, visitors), port(80, 3, 5), port(443, 7, 6)];
     super::exposed::Look { snapshot, cpu: Some((uptime_seconds * 0.5e9) as u64) }
+}
+
+/// So many that the kernel dropped.
+fn overflown(count: u64) -> Vec<Dropped> {
+    let worker = WorkerCounters::default();
+    worker.overflown.add(count);
+    kernel_drops(&Totals::of([&worker]))
 }
 
 /// The named ones; the others are zero.

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use super::cpu::CpuTimes;
-use crate::stats::snapshot::{PeerSnapshot, Snapshot};
+use crate::stats::snapshot::{Dropped, PeerSnapshot, Snapshot};
 
 /// Bars of the last minute, the newest last.
 pub const BARS: usize = 60;
@@ -64,10 +64,15 @@ impl<'a> Rates<'a> {
         Some(self.per_second(nanos(self.now)?, nanos(self.before?)?)? / 1e9)
     }
 
+    /// What was dropped, last what the kernel dropped before it came to the tunnel.
+    pub fn drops(&self) -> impl Iterator<Item = &'a Dropped> {
+        all_drops(&self.now.snapshot)
+    }
+
     /// How fast packets are dropped for a reason.
     pub fn dropped(&self, reason: &str) -> Option<f64> {
         let count = |look: &Look| {
-            look.snapshot.drops.iter().find(|drop| drop.reason == reason).map_or(0, |drop| drop.packets)
+            all_drops(&look.snapshot).find(|drop| drop.reason == reason).map_or(0, |drop| drop.packets)
         };
         self.per_second(count(self.now), count(self.before?))
     }
@@ -119,6 +124,10 @@ pub fn bar_of(ago: f64) -> Option<usize> {
     (ago as usize).checked_sub(1).and_then(|age| BARS.checked_sub(age + 1))
 }
 
+fn all_drops(snapshot: &Snapshot) -> impl Iterator<Item = &Dropped> {
+    snapshot.drops.iter().chain(&snapshot.kernel_drops)
+}
+
 fn counter(snapshot: &Snapshot, worker: usize, name: &str) -> Option<u64> {
     let worker = snapshot.workers.iter().find(|found| found.worker == worker)?;
     worker.counters.get(name).copied()
@@ -136,6 +145,7 @@ mod tests {
         assert_eq!(rates.total("out_packets"), Some(2_000.0));
         assert_eq!(rates.worker(1, "out_packets"), Some(1_000.0));
         assert_eq!(rates.dropped("no_route"), Some(2_000.0));
+        assert_eq!(rates.dropped("overflown"), Some(1_000.0));
         assert_eq!(rates.cpu(0), Some(0.5));
         assert_eq!(rates.peers()[0].1, Some([2_000_000.0, 4_000_000.0]));
     }

@@ -224,7 +224,7 @@ fn peers(rates: &Rates, sort: PeerSort) -> Sheet {
 fn drops(rates: &Rates) -> Sheet {
     let columns = [("dropped/s", 10), ("in all", 9), ("what it means", 0)];
     let mut sheet = Sheet::new("4 drops".to_owned(), 18, &columns, "nothing was dropped");
-    for drop in &rates.snapshot().drops {
+    for drop in rates.drops() {
         let cells =
             vec![or_dash(rates.dropped(&drop.reason), number), amount(drop.packets), drop.help.clone()];
         let detail = format!("{}, {}: {}", drop.reason, drop.direction, drop.help);

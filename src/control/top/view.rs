@@ -359,6 +359,12 @@ mod tests {
             ..Choice::new()
         };
         assert_shows(&screen((80, 24), &choice, PLAIN), &["tun_down, inbound: The interface is down."]);
+        let choice = Choice { selected: [None, None, None, Some("overflown".to_owned())], ..choice };
+        let overflown = screen((80, 24), &choice, PLAIN);
+        assert_shows(
+            &overflown,
+            &[">overflown", "overflown, inbound: Datagrams the kernel dropped", "net.core.rmem_max."],
+        );
         let choice = Choice { pane: Pane::Peers, ..Choice::new() };
         assert_shows(
             &screen((80, 24), &choice, PLAIN),

@@ -28,7 +28,7 @@ use nix::sys::socket::{
 
 use super::sockets::to_std;
 use super::{Chunk, Event, Id, IdMap, Tcp};
-use crate::io::cmsg::{ReceiveControl, SendControl};
+use crate::io::cmsg::{Overflow, ReceiveControl, SendControl};
 pub use crate::io::driver::Endpoint;
 use crate::io::lease::{BUFFER_BYTES, Lease};
 use crate::io::message::{self, ADDRESS_BYTES, emit_address, parse_address};
@@ -119,7 +119,7 @@ pub(super) struct Datagrams {
     epoll: Epoll,
     free: Vec<Lease>,
     /// How many datagrams a socket had no room for, as the kernel said last.
-    overflown: IdMap<u32>,
+    overflown: IdMap<Overflow>,
 }
 
 impl Datagrams {
@@ -185,11 +185,10 @@ impl Datagrams {
 
     /// Tells how many more than before the socket had no room for, `overflown` in all.
     fn tell_overflown(&mut self, id: Id, overflown: u32, events: &mut Vec<Event>) {
-        let before = self.overflown.at(id).copied().unwrap_or_default();
-        // The kernel counts in 32 bits, and then from 0 again.
-        let count = overflown.wrapping_sub(before);
+        let mut overflow = self.overflown.at(id).copied().unwrap_or_default();
+        let count = overflow.more(overflown);
         if count > 0 {
-            self.overflown.insert(id, overflown);
+            self.overflown.insert(id, overflow);
             events.push(Event::Overflown { id, count });
         }
     }
