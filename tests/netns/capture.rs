@@ -167,7 +167,10 @@ fn what_goes_through_under_load_is_in_the_file_with_direction_and_peer() {
         let peer = peer(&ends, mode);
         let packets = capture.packets("ip or ipv6", "frame.len");
         assert_eq!(packets.len() as u64, statistics.written);
-        assert!(packets.iter().all(|[_, comment, _]| *comment == peer), "{io}: not all are of {peer}");
+        // A busy machine's tunnel may drop a segment that is sent again: see `Report::dropped_otherwise`.
+        let dropped = format!("{peer}, dropped: {}", DropReason::QueueDelay.label());
+        let is_known = |[_, comment, _]: &[String; 3]| *comment == peer || *comment == dropped;
+        assert!(packets.iter().all(is_known), "{io}: not all are of {peer}");
         // Cut as they travel, and complete.
         assert!(packets.iter().all(|[_, _, bytes]| bytes.parse::<u32>().unwrap() <= 1420));
         assert_eq!(capture.packets("tcp.checksum.status == 0", "tcp.seq"), <[[String; 3]; 0]>::default());

@@ -89,8 +89,9 @@ fn the_flows_of_one_peer_spread_over_the_receivers_workers() {
     for io in DRIVERS {
         let pair = Pair::start(&rig, Family::V4, &format!("--io {io} --queues 4"));
         let before = cpu_ns(&pair.far);
-        // Queues are chosen by a hash of the flow: eight flows in one of four queues happen once in 16,384 times.
-        iperf.run(&rig.hosts[0], inner(Family::V4, 1), "--bytes 200M --parallel 8");
+        // Queues are chosen by a hash of the flow. That one of four has all of 24 flows, or all but one, happens once in 10^12
+        // times.
+        iperf.run(&rig.hosts[0], inner(Family::V4, 1), "--bytes 200M --parallel 24");
         let after = cpu_ns(&pair.far);
         let worked: Vec<_> = after
             .iter()

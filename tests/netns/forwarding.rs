@@ -102,9 +102,12 @@ fn udp_without_loss(rig: &Rig, iperf: &Iperf, inside: Family, options: &str, cas
     let number = |name| measured.number("sum", name);
     let (after, not_read) = (overflowed(), not_read() - not_read_before);
     assert_eq!(after.1 - before.1, 0, "{case}: lost in front of the tunnel");
-    // iperf3's own buffer holds some 80 ms: what overflows there on a busy machine has crossed the tunnel.
+    // iperf3's own buffer holds some 80 ms: what overflows there on a busy machine has crossed the tunnel. The very last ones
+    // it does not miss.
     let read_too_late = (after.0 - before.0 + not_read) as f64;
-    assert_eq!((number("lost_packets"), number("out_of_order")), (read_too_late, 0.0), "{case}");
+    let lost = number("lost_packets");
+    assert!(lost <= read_too_late, "{case}: {lost} lost, {read_too_late} of them elsewhere");
+    assert_eq!(number("out_of_order"), 0.0, "{case}");
     assert!(number("packets") >= 750.0, "{case}: {} packets", number("packets"));
 }
 

@@ -84,30 +84,36 @@ fn padding_stays_within_the_mtu_also_when_it_changes_under_traffic() {
     wait_until("an answer", || reaches(near, inner(Family::V4, 1)));
     // Trains would cross the wire whole.
     near.run("ethtool -K to-b tx-udp-segmentation off");
-    let stream = Stream::start(near, 0, 1);
+    // Few fragments at the smallest MTU: no queue overflows while a busy machine keeps the tunnel from reading.
+    let stream = Stream::start_with(near, 0, 1, 100, Duration::from_millis(5));
     let to = inner(Family::V4, 1);
     for mtu in [1299, 68, 576, 1280, 1420, 9000, 1420, 1299] {
         set_mtu(&rig, &ends, mtu);
         count_longer_than(far, mtu);
-        let longer = |count| {
-            filter::count_anew(far, "every");
-            filter::count_anew(far, "longer");
-            for bytes in [mtu - 15, mtu - 2, mtu - 1, mtu] {
-                ping(near, to, count, bytes);
+        let sizes = [mtu - 15, mtu - 2, mtu - 1, mtu];
+        let count_anew = || {
+            for name in ["every", "longer"] {
+                filter::count_anew(far, name);
             }
-            assert!(filter::counted(far, "every") >= u64::from(4 * count));
-            filter::counted(far, "longer")
+        };
+        let none_longer = || {
+            count_anew();
+            let reached = |bytes| answered(near, to, 1, &format!("-M do -s {}", bytes - 28)) == 1;
+            sizes.into_iter().all(reached) && filter::counted(far, "longer") == 0
         };
         // Packets that were read before the news of another MTU are padded as before, and each worker hears it by itself.
-        wait_until("the MTU to be known", || (0..4).all(|_| longer(1) == 0));
-        assert_eq!(longer(5), 0, "MTU {mtu}");
+        wait_until("the MTU to be known", || (0..4).all(|_| none_longer()));
+        count_anew();
+        sizes.into_iter().for_each(|bytes| ping(near, to, 5, bytes));
+        assert!(filter::counted(far, "every") >= 4 * 5);
+        assert_eq!(filter::counted(far, "longer"), 0, "MTU {mtu}");
         assert_eq!(
             answered(near, to, 1, &format!("-M do -W 0.2 -s {}", mtu - 27)),
             0,
             "longer than {mtu} bytes"
         );
     }
-    assert!(stream.sent() > 1000);
+    assert!(stream.sent() > 100);
     drop(stream);
     // A route narrower than the interface.
     set_mtu(&rig, &ends, 1420);
@@ -227,7 +233,8 @@ fn a_narrow_wire_behind_a_router_is_no_obstacle() {
     }
 }
 
-/// An IPv4 fragment of a UDP datagram to the tunnel's port on `to`: `offset` in units of eight bytes.
+/// An IPv4 fragment of a UDP datagram to the tunnel's port on `to`: `offset` in units of eight bytes. From an address that
+/// nobody has, so that none is taken for one of the tunnel's own fragments, which may have any `id`.
 fn fragment(to: IpAddr, id: u16, offset: u16, more: bool, payload: &[u8]) -> Vec<u8> {
     let IpAddr::V4(to) = to else { panic!("not IPv4: {to}") };
     let mut packet = vec![0x45, 0];
@@ -235,7 +242,7 @@ fn fragment(to: IpAddr, id: u16, offset: u16, more: bool, payload: &[u8]) -> Vec
     packet.extend(id.to_be_bytes());
     packet.extend((offset | u16::from(more) << 13).to_be_bytes());
     packet.extend([64, 17, 0, 0]);
-    packet.extend(Ipv4Addr::new(192, 0, 2, 1).octets());
+    packet.extend(Ipv4Addr::new(192, 0, 2, 9).octets());
     packet.extend(to.octets());
     let words = packet.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
     let sum: u32 = words.sum();

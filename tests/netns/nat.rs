@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::ends::{End, Keys, PORT, Program};
 use crate::filter;
-use crate::rig::{Family, Host, Rig, inner, outer, wait_until};
+use crate::rig::{Family, Host, Rig, inner, outer, wait_equal, wait_until};
 use crate::traffic::{is_silent, ping, reaches};
 
 /// How long the router knows who does not speak.
@@ -104,8 +104,9 @@ fn a_new_translation_costs_at_most_one_packet_in_either_direction() {
     let Some(natted) = Natted::start("") else { return };
     for port in 40_001..40_009 {
         translate(natted.router(), &format!("to :{port}"));
-        // The first packet may be lost, no other.
+        // The first packet may be lost. When each of the server's workers knows by it where the client is, no other.
         reaches(natted.client_host(), inner(Family::V4, 1));
+        wait_equal("the endpoint", format!("{}:{port}", outer(Family::V4, 2, 1)), || natted.seen());
         ping(natted.client_host(), inner(Family::V4, 1), 5, 100);
         reaches(natted.server_host(), inner(Family::V4, 0));
         ping(natted.server_host(), inner(Family::V4, 0), 5, 100);

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 
 use crate::ends::{End, Keys, PORT, Program, join, ours};
 use crate::filter;
-use crate::rig::{Family, Host, PATIENCE, Rig, inner, outer, wait_at_most, wait_until};
+use crate::rig::{Family, Host, PATIENCE, Rig, inner, outer, wait_at_most, wait_equal, wait_until};
 use crate::traffic::{Iperf, Random, Sample, Stream, is_silent, ping, reaches};
 use crate::tunnel::DRIVERS;
 
@@ -39,7 +39,7 @@ fn an_interface_that_goes_down_and_up_under_load_carries_on() {
         assert!(streams.iter().all(|stream| stream.sent() > 100));
         drop(streams);
         Sample::new(3_000_000).cross(near, far, inner(Family::V4, 1));
-        assert_eq!(ends.each_ref().map(belongings), before);
+        wait_equal("descriptors and threads", before, || ends.each_ref().map(belongings));
         for end in ends {
             assert!(end.process.memory_bytes("VmRSS") < 64 << 20);
             end.process.stop();
@@ -91,7 +91,7 @@ fn a_wire_that_fails_and_an_address_that_changes_are_survived() {
     far.run("ip address del 192.0.2.2/24 dev veth0");
     far.run("ip address add 192.0.2.66/24 dev veth0");
     wait_until("an answer to the server", || reaches(far, inner(Family::V4, 0)));
-    assert_eq!(ends[0].endpoint(near, &keys[1]), format!("192.0.2.66:{PORT}"));
+    wait_equal("the endpoint", format!("192.0.2.66:{PORT}"), || ends[0].endpoint(near, &keys[1]));
     ping(near, inner(Family::V4, 1), 5, 1420);
     for end in ends {
         end.process.stop();
@@ -109,12 +109,13 @@ fn another_default_route_is_taken_when_the_first_leads_nowhere() {
     let (ends, keys) = ours(&rig, "--queues 2");
     ends[0].wg(near, &format!("peer {} endpoint {server}", keys[1].public));
     wait_until("an answer", || reaches(near, inner(Family::V4, 1)));
-    assert_eq!(ends[1].endpoint(far, &keys[0]), format!("{}:{PORT}", outer(Family::V4, 1, 1)));
+    let near_as_seen = || ends[1].endpoint(far, &keys[0]);
+    wait_equal("the endpoint", format!("{}:{PORT}", outer(Family::V4, 1, 1)), near_as_seen);
     far.run("ip link set veth0 down");
     near.run("ip route replace default via 192.168.7.2");
     // At the latest when the peer has been silent for 15 seconds the source address is chosen anew.
     wait_until("an answer by the other way", || reaches(near, inner(Family::V4, 1)));
-    assert_eq!(ends[1].endpoint(far, &keys[0]), format!("192.168.7.1:{PORT}"));
+    wait_equal("the endpoint", format!("192.168.7.1:{PORT}"), near_as_seen);
     assert_eq!(ends[0].endpoint(near, &keys[1]), server.to_string());
 }
 

@@ -77,7 +77,7 @@ fn port_mark_peers_and_keys_change_under_traffic_and_the_tunnel_goes_on() {
         }
     }
     wait_until("an answer", answers);
-    assert!(ends[1].show(far, "endpoints").contains(":51820"));
+    wait_until("the endpoint", || ends[1].endpoint(far, &keys[0]).ends_with(":51820"));
     assert!(streams.iter().all(|stream| stream.sent() > 100));
     drop(streams);
     ping(near, inner(Family::V4, 1), 10, 1420);

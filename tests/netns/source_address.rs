@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::ends::{End, Keys, PORT, Program, far_endpoint, interface, join, ours};
 use crate::kernel::forbid_ipv6_sockets;
-use crate::rig::{FAMILIES, Family, Host, Rig, inner, outer, wait_until};
+use crate::rig::{FAMILIES, Family, Host, Rig, inner, outer, wait_equal, wait_until};
 use crate::traffic::{Sample, is_silent, ping, reaches};
 
 /// A second address of the far host.
@@ -113,14 +113,15 @@ fn an_address_that_was_removed_is_left_for_another_without_losing_a_packet() {
         add_address(near, outer(family, 1, 10), "to-b");
         remove_address(near, outer(family, 1, 1), "to-b");
         ping(near, inner(Family::V4, 1), 2, 100);
-        assert_eq!(joined.near_as_seen(), SocketAddr::new(outer(family, 1, 10), PORT).to_string());
+        let moved = SocketAddr::new(outer(family, 1, 10), PORT).to_string();
+        wait_equal("the endpoint", moved, || joined.near_as_seen());
         // The one that answers.
         add_address(far, second(family), "veth0");
         joined.direct(second(family));
         ping(near, inner(Family::V4, 1), 2, 100);
         remove_address(far, second(family), "veth0");
         ping(far, inner(Family::V4, 0), 2, 100);
-        assert_eq!(joined.far_as_seen(), far_endpoint(family).to_string());
+        wait_equal("the endpoint", far_endpoint(family).to_string(), || joined.far_as_seen());
         add_address(near, outer(family, 1, 1), "to-b");
         remove_address(near, outer(family, 1, 10), "to-b");
         wait_until("an answer", || reaches(near, inner(Family::V4, 1)));

@@ -245,16 +245,21 @@ pub struct Stream {
 impl Stream {
     /// Starts it: datagrams of 1000 bytes, about 2000 per second.
     pub fn start(from: &Host, from_index: u8, to_index: u8) -> Stream {
+        Stream::start_with(from, from_index, to_index, 1000, Duration::from_micros(500))
+    }
+
+    /// Starts one of datagrams of `bytes` bytes, with `pause` between two.
+    pub fn start_with(from: &Host, from_index: u8, to_index: u8, bytes: usize, pause: Duration) -> Stream {
         let source = inner(Family::V4, from_index);
         let socket = from.inside(|| UdpSocket::bind((source, 0)).unwrap());
         let target = SocketAddr::new(inner(Family::V4, to_index), 9);
         let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (stopped, count) = (stop.clone(), sent.clone());
+        let (stopped, count, datagram) = (stop.clone(), sent.clone(), vec![7; bytes]);
         let thread = thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 // While the interface is down there is no route; that is not this thread's business.
-                count.fetch_add(u64::from(socket.send_to(&[7; 1000], target).is_ok()), Ordering::Relaxed);
-                thread::sleep(Duration::from_micros(500));
+                count.fetch_add(u64::from(socket.send_to(&datagram, target).is_ok()), Ordering::Relaxed);
+                thread::sleep(pause);
             }
         });
         Stream { stop, sent, thread: Mutex::new(Some(thread)) }
