@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv6Addr, SocketAddr, TcpStream};
 use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::rig::{DRIVERS, Program, address, client, connect, has_ipv6, installed, ours, server, wait_until};
+use crate::rig::{
+    DRIVERS, Program, address, client, connect, free_port, has_ipv6, installed, ours, server, wait_until,
+};
 
 /// A server that answers with address and port of who comes and of where he came to, as its configuration makes it.
 struct Reader {
@@ -25,7 +27,8 @@ impl Reader {
     ) -> Option<Reader> {
         let program = installed(program)?;
         let directory = tempfile::tempdir().unwrap();
-        let at = free_port(address());
+        let address = address();
+        let at = SocketAddr::from((address, free_port(address)));
         let file = directory.path().join("config");
         fs::write(&file, content(at, directory.path().to_str().unwrap())).unwrap();
         // Ends with the thread that runs the test, however that ends.
@@ -68,10 +71,6 @@ impl Reader {
     }
 }
 
-fn free_port(address: Ipv4Addr) -> SocketAddr {
-    TcpListener::bind((address, 0)).unwrap().local_addr().unwrap()
-}
-
 /// What the service tells a visitor of `public`, and the visitor's own address.
 #[track_caller]
 fn told(public: SocketAddr) -> (String, SocketAddr) {
@@ -109,7 +108,7 @@ fn nginx_and_haproxy_are_told_who_visits_over_ipv4_and_ipv6() {
             if !has_ipv6() {
                 continue;
             }
-            let control = free_port(Ipv4Addr::LOCALHOST).port();
+            let control = free_port(Ipv6Addr::LOCALHOST);
             let options = format!("--bind-addr ::1 --control-port {control} {driver}");
             let server = Program::start(ours(), &format!("server {options}"));
             server.printed("waiting for clients at");

@@ -1,10 +1,10 @@
 //! Programs under test, a loopback address for each test, and services that visitors come to.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -32,6 +32,17 @@ pub fn address() -> Ipv4Addr {
     static NEXT: AtomicU8 = AtomicU8::new(1);
     let pid = std::process::id();
     Ipv4Addr::new(127, 1 + (pid / 256 % 254) as u8, (pid % 256) as u8, NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A port that is free at `address` and stays so: no other test has it, and it lies below those that the kernel gives to
+/// whoever asks for any.
+pub fn free_port(address: impl Into<IpAddr>) -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let (address, first) = (address.into(), 12_000 + (std::process::id() % 10_000) as u16);
+    let mut ports = std::iter::from_fn(|| Some(first + NEXT.fetch_add(1, Ordering::Relaxed) % 10_000));
+    let is_free =
+        |port: &u16| TcpListener::bind((address, *port)).is_ok() && UdpSocket::bind((address, *port)).is_ok();
+    ports.find(is_free).unwrap()
 }
 
 /// The real bore, if it is here; see [`installed`].

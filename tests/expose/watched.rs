@@ -376,10 +376,9 @@ fn watchers_of_every_kind_cost_the_relay_nothing() {
     for _ in 0..5 {
         assert!(exchange(public, &bytes) == bytes);
     }
-    assert!(
-        shown_if(&name).is_some_and(|told| told["counters"]["joined"] == 5),
-        "the owner is answered, too"
-    );
+    wait_until("the owner to be answered, too", || {
+        shown_if(&name).is_some_and(|told| told["counters"]["joined"] == 5)
+    });
     drop((crowd, strangers));
     wait_until("nothing is left of them", || server.descriptors() <= before);
 }
