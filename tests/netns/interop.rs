@@ -3,7 +3,7 @@
 use std::thread;
 
 use crate::ends::{End, Keys, Program, far_endpoint, installed, join};
-use crate::rig::{FAMILIES, Family, Host, Rig, inner, wait_until};
+use crate::rig::{FAMILIES, Family, Host, Rig, Turn, inner, wait_equal, wait_until};
 use crate::traffic::{ping, reaches};
 
 /// Two programs, of which the first begins.
@@ -86,6 +86,8 @@ fn with_every_couple(test: impl Fn(usize, [Program; 2]) + Sync) {
 fn sessions_are_renewed_without_losing_a_packet() {
     // A session is renewed when it is 120 seconds old.
     const PINGS: usize = 520;
+    // On a busy machine the other programs do lose some.
+    let _turn = Turn::alone();
     with_every_couple(|number, programs| {
         let family = FAMILIES[number % 2];
         let Some(couple) = Couple::start(programs, family, number % 3 == 0) else { return };
@@ -123,7 +125,8 @@ fn a_program_that_moved_or_was_restarted_is_found_again_when_it_speaks() {
             "192.0.2.1:51999"
         };
         wait_until("an answer at the new address", || reaches(couple.near(), inner(Family::V4, 1)));
-        assert_eq!(couple.ends[1].endpoint(couple.far(), &couple.keys[0]), moved);
+        let seen = || couple.ends[1].endpoint(couple.far(), &couple.keys[0]);
+        wait_equal("the endpoint", moved.to_owned(), seen);
         ping(couple.far(), inner(Family::V6, 0), 3, 1420);
         couple.restart(0);
         wait_until("an answer after the restart", || reaches(couple.near(), inner(Family::V4, 1)));

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use crate::ends::installed;
 use crate::modes::{EVERYTHING, Ends, Mode, interface};
 use crate::refusals::assert_refused;
-use crate::rig::{Family, Host, Rig, inner, wait_equal, wait_until};
+use crate::rig::{Family, Host, PATIENCE, Rig, inner, wait_at_most, wait_equal, wait_until};
 use crate::traffic::{Iperf, Running};
 use crate::tunnel::{PROGRAM, Tunnel};
 
@@ -145,7 +145,10 @@ fn prometheus_scrapes_a_tunnel_and_answers_the_dashboards_questions() {
     let ends = Ends::start(&rig, Mode::Sealed, &options, EVERYTHING);
     let prometheus = Prometheus::start(&rig.hosts[0]);
     let name = ends.links[0].as_str();
-    prometheus.wait_for("up{job='uringvpn'}", |up| up == 1.0);
+    // It takes its time to start.
+    wait_at_most(3 * PATIENCE, "the first scrape", || {
+        matches!(prometheus.samples("up{job='uringvpn'}")[..], [(_, 1.0)])
+    });
     Iperf::start(&rig.hosts[1]).run(&rig.hosts[0], inner(Family::V4, 1), "--bytes 20M");
 
     // Counters and quantiles are those that `show` tells.

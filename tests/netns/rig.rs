@@ -182,7 +182,8 @@ impl Drop for Host {
     }
 }
 
-enum Turn {
+/// A test's right to the machine, until it is dropped.
+pub enum Turn {
     Shared { _guard: RwLockReadGuard<'static, ()> },
     Alone { _guard: RwLockWriteGuard<'static, ()> },
     Aside,
@@ -193,7 +194,8 @@ impl Turn {
         Turn::Shared { _guard: MACHINE.read().unwrap_or_else(PoisonError::into_inner) }
     }
 
-    fn alone() -> Turn {
+    /// For a test of several rigs that run aside, beside each other: they have the machine to themselves, all of them.
+    pub fn alone() -> Turn {
         Turn::Alone { _guard: MACHINE.write().unwrap_or_else(PoisonError::into_inner) }
     }
 }
