@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::builder::{BoolishValueParser, PossibleValue};
+use clap::error::ContextValue;
 use clap::{Arg, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use super::capture::client::Capture;
@@ -30,7 +31,7 @@ use super::logging::{LogArgs, LogSettings};
 use super::name::TUN_DEFAULT;
 use super::peer::{PeerConfig, PeerText};
 use super::report::{Report, SECONDS_MAX};
-use super::secret::{self, holds_key, quote};
+use super::secret::{self, holds_key, holds_part, quote};
 use super::show::Show;
 use super::top::{self, Top};
 use crate::proto::keys::KeyError;
@@ -165,7 +166,9 @@ fn server(args: &ServerArgs) -> Result<Invocation, CliError> {
 
 /// clap repeats what it does not understand, which must not be a key.
 fn without_keys(error: clap::Error) -> CliError {
-    if error.use_stderr() && holds_key(&error.to_string()) {
+    let is_part = |value: &ContextValue| matches!(value, ContextValue::String(given) if holds_part(given));
+    let repeats_key = holds_key(&error.to_string()) || error.context().any(|(_, value)| is_part(value));
+    if error.use_stderr() && repeats_key {
         return ConfigError::MisplacedKey.into();
     }
     error.into()

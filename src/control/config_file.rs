@@ -23,7 +23,7 @@ impl ConfigFile {
     pub fn new(path: &Path, how: DeviceConfig, tun: Option<String>) -> ConfigFile {
         // In the background the working directory is another one. Standard input stays what it is,
         // and a key is to be recognized as one.
-        let as_it_is = path == Path::new("-") || path.to_str().is_some_and(secret::is_key);
+        let as_it_is = path == Path::new("-") || secret::is_instead_of_file(path);
         let absolute = std::path::absolute(path).ok().filter(|_| !as_it_is);
         ConfigFile { path: absolute.unwrap_or_else(|| path.to_owned()), how, tun }
     }

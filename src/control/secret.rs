@@ -125,16 +125,32 @@ pub fn holds_key(text: &str) -> bool {
     runs(text).any(|run| run.len() >= KEY_LIKE_CHARS)
 }
 
-/// Whether it holds a key, or a run of characters that looks as random as a part of one: names and paths are seldom so long and so
-/// mixed.
-fn holds_part(text: &str) -> bool {
-    let mixed = |run: &str| {
-        let has = |kind: fn(char) -> bool| run.contains(kind);
-        has(|c| c.is_ascii_uppercase())
-            && has(|c| c.is_ascii_lowercase())
-            && has(|c| !c.is_ascii_alphabetic())
-    };
-    runs(text).any(|run| run.len() >= KEY_LIKE_CHARS || run.len() >= PART_LIKE_CHARS && mixed(run))
+/// Whether it holds a key, or what is left of one: runs of characters that look random and are together as long as half a key. Names
+/// and paths are seldom so long and so mixed.
+pub fn holds_part(text: &str) -> bool {
+    let random: usize = runs(text).filter(|run| is_mixed(run)).map(str::len).sum();
+    random >= PART_LIKE_CHARS || runs(text).any(|run| run.len() >= KEY_LIKE_CHARS || is_hex_part(run))
+}
+
+/// Whether a run has all that a piece of base64 has sooner or later.
+fn is_mixed(run: &str) -> bool {
+    let has = |kind: fn(char) -> bool| run.contains(kind);
+    has(|c| c.is_ascii_uppercase())
+        && has(|c| c.is_ascii_lowercase())
+        && has(|c| c.is_ascii_digit() || c == '+')
+}
+
+fn is_hex_part(run: &str) -> bool {
+    run.len() >= PART_LIKE_CHARS
+        && run.chars().all(|c| c.is_ascii_hexdigit())
+        && run.contains(|c: char| c.is_ascii_digit())
+        && run.contains(|c: char| c.is_ascii_alphabetic())
+}
+
+/// Whether a key was given, or a part of one, where the name of a file belongs.
+pub fn is_instead_of_file(path: &Path) -> bool {
+    let Some(text) = path.to_str() else { return false };
+    is_key(text) || !text.starts_with(['/', '.']) && holds_part(text) && !path.exists()
 }
 
 /// The runs of characters that base64 and hexadecimal are made of.
@@ -168,7 +184,7 @@ where
 /// # Errors
 /// [`SecretError`], above `bytes_max` too.
 pub fn read(path: &Path, option: &'static str, bytes_max: usize) -> Result<Secret, SecretError> {
-    if path.to_str().is_some_and(is_key) {
+    if is_instead_of_file(path) {
         return Err(SecretError::KeyGiven { option });
     }
     if path == Path::new("-") || path == Path::new("/dev/stdin") {
@@ -336,8 +352,15 @@ mod tests {
 
     #[test]
     fn a_key_instead_of_a_file_is_not_repeated() {
-        let error = key(Path::new(KEY)).unwrap_err().to_string();
-        assert!(error.starts_with("--private-key: this is a key") && !error.contains(&KEY[..8]), "{error}");
+        for given in [KEY, &KEY[..43], &KEY[5..], &KEY.replace('q', "-")] {
+            let error = key(Path::new(given)).unwrap_err().to_string();
+            assert!(
+                error.starts_with("--private-key: this is a key") && !error.contains(&KEY[5..8]),
+                "{error}"
+            );
+        }
+        let error = key(Path::new("/nonexistent/Berlin2/wireguard/wg.key")).unwrap_err().to_string();
+        assert!(error.contains("No such file"), "{error}");
     }
 
     #[test]
@@ -360,9 +383,12 @@ mod tests {
         for secret in [KEY.to_owned(), format!("PrivateKey: {KEY}"), KEY[1..].to_owned(), "ab".repeat(32)] {
             assert!(!quote(&secret).contains(&secret[10..20]), "{secret}");
         }
-        for name in
-            ["PersistentKeepalives", "/etc/wireguard/keys/private", "gateway-12.Frankfurt.example.org:51820"]
-        {
+        for name in [
+            "PersistentKeepalives",
+            "/home/Bob/wireguard/keys/private",
+            "gateway-12.Frankfurt.example.org:51820",
+            "fd00:1234:5678:9abc:def0:1234:5678:9abc",
+        ] {
             assert_eq!(quote(name), format!("{name:?}"));
         }
     }
@@ -376,6 +402,11 @@ mod tests {
                 let parts = KEY.as_bytes()[..43].windows(20).map(|part| std::str::from_utf8(part).unwrap());
                 assert_eq!(parts.filter(|part| quoted.contains(part)).count(), 0, "{quoted}");
             }
+        }
+        let twice = format!("{}-{}-{}", &KEY[..14], &KEY[15..29], &KEY[30..]);
+        let hexadecimal = "c8bcf5e8f2a1e93cc1d2f53d0b20bd1d";
+        for damaged in [&twice, hexadecimal, &hexadecimal[..20]] {
+            assert!(!quote(damaged).contains(&damaged[..14]), "{damaged}");
         }
     }
 

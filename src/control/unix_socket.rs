@@ -6,14 +6,14 @@
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::sys::socket::sockopt::AcceptConn;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind as bind_socket, connect, getsockname,
@@ -184,14 +184,18 @@ pub(super) fn errno_of(error: &std::io::Error) -> Errno {
 }
 
 /// Those who start at the same place take turns, so that nobody takes for a leftover what another has bound and does not listen on
-/// yet. Whoever gets no turn within a second goes on without: in a directory like /tmp anybody may keep it.
+/// yet. Whoever gets no turn within a second goes on without: all who may read the directory can keep it.
 fn take_turn(path: &Path) -> Option<Flock<File>> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut directory = File::open(directory).ok()?;
+    // Should it be a FIFO, opening it must not wait.
+    let flags = (OFlag::O_DIRECTORY | OFlag::O_NONBLOCK).bits();
+    let mut directory = File::options().read(true).custom_flags(flags).open(directory).ok()?;
     for _ in 0..TURN_TRIES {
         match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
             Ok(turn) => return Some(turn),
-            Err((file, _)) => directory = file,
+            Err((file, Errno::EWOULDBLOCK | Errno::EINTR)) => directory = file,
+            // Not on this file system.
+            Err(_) => return None,
         }
         thread::sleep(TURN_PAUSE);
     }

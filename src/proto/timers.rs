@@ -30,5 +30,5 @@ pub const INITIATION_INTERVAL_MIN: Span = Span::from_millis(20);
 /// How long we stay under load after the queue was last long. drivers/net/wireguard/receive.c.
 pub const UNDER_LOAD_TIME: Span = Span::from_secs(1);
 /// Handshake datagrams waiting from which on we are under load. drivers/net/wireguard/receive.c: an eighth of 4096. There junk
-/// waits, too; with us only what has a fitting mac1, which is what costs multiplications.
+/// waits, too; with us what has a fitting mac1, which is what costs multiplications, and what tells that a peer has moved.
 pub const UNDER_LOAD_QUEUED: usize = 512;

@@ -6,15 +6,15 @@
 //!
 //! # Who answers
 //!
-//! The answer's source is the packet's destination. An address of the interface, which the kernel would take, would not do:
-//! a host that is handed a packet with one of its own addresses as source throws it away (net/ipv4/fib_frontend.c
-//! `fib_validate_source`). The destination is routed to where the answer comes from, so a reverse path filter (RFC 3704)
-//! lets it in, and to connection tracking the quote is what counts.
+//! The answer's source is the packet's destination. An address of the interface, which the kernel would take and RFC 4443
+//! §2.2 asks for, would not do: a host that is handed an IPv4 packet with one of its own addresses as source throws it away
+//! (net/ipv4/fib_frontend.c `fib_validate_source`), and IPv6 is to behave alike. The destination is routed to where the
+//! answer comes from, so a reverse path filter (RFC 3704) lets it in, and to connection tracking the quote is what counts.
 //!
 //! # Who is not answered
 //!
-//! ICMP errors, fragments but the first, and whatever hides what it is; what goes to, or comes from, an address that is not
-//! one host's.
+//! ICMP errors, fragments but the first, and whatever hides that it may be one; what goes to, or comes from, an address that
+//! is never one host's. That an address is a network's broadcast address cannot be told from it.
 //!
 //! Source: RFC 792; RFC 1122 §3.2.2; RFC 1812 §4.3.2; RFC 4443 §2.4, §3.1.
 
@@ -31,6 +31,8 @@ use super::write_u16;
 pub const PROTOCOL_ICMP: u8 = 1;
 /// IPPROTO_ICMPV6.
 pub const PROTOCOL_ICMPV6: u8 = 58;
+/// IPPROTO_AH.
+pub const PROTOCOL_AH: u8 = 51;
 
 /// Bytes of an IPv4 answer at most. RFC 1812 §4.3.2.3.
 pub const V4_ANSWER_BYTES_MAX: usize = 576;
@@ -46,8 +48,9 @@ const V6_HEADERS_BYTES: usize = V6_HEADER_BYTES + ICMP_HEADER_BYTES;
 const V4_HOST_UNREACHABLE: [u8; 2] = [3, 1];
 /// Destination unreachable, address unreachable. RFC 4443 §3.1.
 const V6_ADDRESS_UNREACHABLE: [u8; 2] = [1, 3];
-/// Precedence of errors, internetwork control. RFC 1812 §4.3.2.5.
-const V4_TOS: u8 = 0xc0;
+/// Precedence of errors, internetwork control; the type of service is the packet's. RFC 1812 §4.3.2.5.
+const V4_PRECEDENCE: u8 = 0xc0;
+const V4_TYPE_OF_SERVICE: u8 = 0x1c;
 /// The default of RFC 1700.
 const HOPS: u8 = 64;
 
@@ -96,7 +99,8 @@ fn is_host(address: IpAddr) -> bool {
 fn is_no_error(packet: &[u8], ip: &IpView) -> bool {
     let kind = packet.get(usize::from(ip.header_bytes)).copied();
     match (ip.is_v4(), ip.protocol) {
-        (_, PROTOCOL_NONE) => false,
+        // What follows an authentication header is not looked at.
+        (_, PROTOCOL_NONE | PROTOCOL_AH) => false,
         // Those that ask and answer: RFC 792, 950, 1256, 8335. A type that we do not know may be an error.
         (true, PROTOCOL_ICMP) => matches!(kind, Some(0 | 8..=10 | 13..=18 | 42 | 43)),
         // 137 is a redirect. RFC 4443 §2.1, §2.4 (e.2).
@@ -109,7 +113,8 @@ fn v4(packet: &[u8]) -> IcmpError {
     let quote = &packet[..packet.len().min(V4_ANSWER_BYTES_MAX - V4_HEADERS_BYTES)];
     let mut headers = [0; V6_HEADERS_BYTES];
     let (header, icmp) = headers.split_at_mut(V4_HEADER_BYTES);
-    (header[0], header[1], header[8], header[9]) = (0x45, V4_TOS, HOPS, PROTOCOL_ICMP);
+    let tos = V4_PRECEDENCE | packet[1] & V4_TYPE_OF_SERVICE;
+    (header[0], header[1], header[8], header[9]) = (0x45, tos, HOPS, PROTOCOL_ICMP);
     write_u16(header, V4_TOTAL_LENGTH, (V4_HEADERS_BYTES + quote.len()) as u16);
     // Not fragmented, it needs no identification. RFC 6864 §4.1.
     write_u16(header, V4_FRAGMENT, V4_DONT_FRAGMENT);
@@ -169,11 +174,13 @@ mod tests {
 
     #[test]
     fn the_answer_to_an_ipv4_packet_is_host_unreachable_from_where_it_was_to_go() {
-        let packet = v4_packet(17, &[7; 20]);
+        let mut packet = v4_packet(17, &[7; 20]);
+        // Class and congestion: the first is the answer's as far as it is a type of service, the second is not.
+        packet[1] = 0xb8 | 3;
         let answer = IcmpError::unreachable(&packet).unwrap();
         assert_eq!(answer.quoted_bytes(), 40);
         let (header, icmp) = answer.headers().split_at(V4_HEADER_BYTES);
-        assert_eq!(header[..10], [0x45, 0xc0, 0, 68, 0, 0, 0x40, 0, 64, 1]);
+        assert_eq!(header[..10], [0x45, 0xd8, 0, 68, 0, 0, 0x40, 0, 64, 1]);
         assert_eq!(header[12..], [10, 9, 0, 77, 10, 9, 0, 1]);
         assert!(sum(header).verifies());
         assert_eq!((icmp.len(), &icmp[..2], &icmp[4..]), (8, &[3, 1][..], &[0; 4][..]));
@@ -220,6 +227,10 @@ mod tests {
         // Nothing says what it is.
         assert!(
             !is_answered(&v4_packet(PROTOCOL_ICMP, &[])) && !is_answered(&v6_packet(PROTOCOL_ICMPV6, &[]))
+        );
+        assert!(
+            !is_answered(&v4_packet(PROTOCOL_AH, &[0; 32]))
+                && !is_answered(&v6_packet(PROTOCOL_AH, &[0; 32]))
         );
         // Behind extension headers it is one as well.
         let behind =

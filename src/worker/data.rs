@@ -107,7 +107,7 @@ pub struct DataWorker<D> {
     flushable: VecDeque<PeerIndex>,
     refusals: Refusals,
     /// Who is told that a packet has nowhere to go.
-    unreachable: Unreachable,
+    answers: Unreachable,
     /// How long what is received has waited.
     queue: Codel,
     /// Where packets are captured, while somebody does.
@@ -151,7 +151,7 @@ impl<D: Driver> DataWorker<D> {
             stage: Stage::default(),
             flushable: VecDeque::new(),
             refusals: Refusals::default(),
-            unreachable: Unreachable::default(),
+            answers: Unreachable::default(),
             queue: Codel::default(),
             tap: None,
             findings: Findings::default(),

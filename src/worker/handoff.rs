@@ -16,6 +16,7 @@ use crate::dataplane::view::Change;
 use crate::io::udp::WorkerSockets;
 use crate::io::wake::Waker;
 use crate::proto::Endpoint;
+use crate::proto::timers::UNDER_LOAD_QUEUED;
 use crate::wire::message::{COOKIE_BYTES, HANDSHAKE_BYTES_MAX};
 
 /// Arrivals that may wait. drivers/net/wireguard/messages.h MAX_QUEUED_INCOMING_HANDSHAKES.
@@ -23,6 +24,7 @@ pub const ARRIVALS_MAX: usize = 4096;
 /// Cookie replies that may wait. They have no mac1, so anybody can send them by the million: they must neither take the room of
 /// messages that make sessions nor bring us under load. Honest ones are few, at most one for each message that we sent.
 pub const COOKIES_MAX: usize = 256;
+const _: () = assert!(COOKIES_MAX < UNDER_LOAD_QUEUED);
 
 /// Something came from the network that the protocol thread must see.
 #[derive(Clone, Copy, Debug)]

@@ -22,13 +22,13 @@ pub fn handled(handled: Handled, from: Endpoint, tunnel: &Tunnel) {
         ) => tracing::debug!(peer = name(peer, tunnel), "from {remote}: {handled}"),
         // Whom it names need not have sent it.
         (_, Some(peer)) => tracing::debug!(peer = name(peer, tunnel), "from {remote}: {handled}"),
-        (_, None) => of_nobody(handled, from),
+        (_, None) => tracing::debug!("handshake message from {remote}: {handled}"),
     }
 }
 
-/// What became of a message that names no peer, as far as it was read. Workers tell what they refuse here, too.
-pub fn of_nobody(handled: Handled, from: Endpoint) {
-    tracing::debug!("handshake message from {}: {handled}", from.remote);
+/// What a worker refused of one receive, in one line: it has packets to carry.
+pub fn refused(count: u64, handled: Handled, from: Endpoint) {
+    tracing::debug!("handshake messages from {}: {count} {handled}", from.remote);
 }
 
 /// What workers are told.

@@ -8,10 +8,6 @@
 //!
 //! Source: drivers/net/wireguard/device.c `wg_xmit`; net.ipv4.icmp_msgs_burst.
 
-use crate::io::driver::Driver;
-use crate::io::lease::Lease;
-use crate::offload::Part;
-use crate::offload::coalesce::Coalescer;
 use crate::stats::drop::DropReason;
 use crate::time::{Span, Time};
 use crate::wire::icmp::IcmpError;
@@ -33,27 +29,9 @@ pub struct Unreachable {
 }
 
 impl Unreachable {
-    /// Lends `lease` back, whose first `bytes` are a TUN read that was dropped for `reason`, and queues the answer that
-    /// quotes it, if there is to be one. Says how many writes were queued.
-    pub fn turn_away(
-        &mut self,
-        (lease, bytes): (Lease, usize),
-        reason: DropReason,
-        driver: &mut impl Driver,
-        coalescer: &mut Coalescer,
-        now: Time,
-    ) -> usize {
-        let answer = self.answer(&lease[..bytes], reason, now);
-        let slot = lease.slot();
-        driver.lend(lease);
-        let Some(answer) = answer else { return 0 };
-        let quote = Part { slot, start: VNET_HDR_BYTES as u32, len: answer.quoted_bytes().into() };
-        driver.write(coalescer.our_own(answer.headers(), quote, now));
-        1
-    }
-
-    /// The answer to `read`, unless it has none or there were too many.
-    fn answer(&mut self, read: &[u8], reason: DropReason, now: Time) -> Option<IcmpError> {
+    /// What to tell the sender of the TUN read `read`, which was dropped for `reason`; `None` if nothing, or if too much was told
+    /// of late. What the answer quotes begins behind the virtio header.
+    pub fn answer(&mut self, read: &[u8], reason: DropReason, now: Time) -> Option<IcmpError> {
         if !matches!(reason, DropReason::NoRoute | DropReason::NoEndpoint) {
             return None;
         }

@@ -230,7 +230,7 @@ fn a_flood_at_one_socket_keeps_no_other_waiting_and_no_buffer_is_lost() {
                 enemy.send(&[7; 100]).unwrap();
             }
             if round % 10 == 0 {
-                // The kernel may bring it a little later; behind all of the flood it would come after hundreds of turns.
+                // The kernel may bring it a little later; behind all of the flood it would come after dozens of turns.
                 assert_eq!(waiting, 0, "kept waiting");
                 friend.send(b"me too").unwrap();
                 waiting += 1;

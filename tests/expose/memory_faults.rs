@@ -420,6 +420,24 @@ fn a_client_that_ends_while_it_gets_its_port_leaves_none_behind() {
 }
 
 #[test]
+fn a_client_that_ends_while_a_server_without_leases_answers_just_goes() {
+    let mut world = World::new(24, server_config());
+    world.kill_server();
+    world.peer.listen(control());
+    world.start_client(client_config());
+    world
+        .until("the client asks", |world| world.peer.conns.iter().any(|(_, conn)| conn.got.ends_with(b"\0")));
+    world.clients[0].drain();
+    let link = world.peer.conns[0].0;
+    let asked = world.peer.text(link);
+    world.pass(Span::from_millis(100));
+    assert!(!world.peer.over(link), "the answer may be a lease");
+    world.peer.send(link, &frame(&ServerMessage::Hello(4242)));
+    world.until("it has ended", |world| world.clients[0].is_idle() && world.peer.over(link));
+    assert_eq!(world.peer.text(link), asked, "bore knows no Release");
+}
+
+#[test]
 fn a_client_that_ends_while_it_is_cut_off_gives_its_port_back_if_it_can() {
     for reachable in [true, false] {
         let mut world = World::new(22, server_config());

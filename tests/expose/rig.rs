@@ -34,8 +34,8 @@ pub fn address() -> Ipv4Addr {
     Ipv4Addr::new(127, 1 + (pid / 256 % 254) as u8, (pid % 256) as u8, NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A port that is free at `address` and stays so: no other test has it, and it lies below those that the kernel gives to
-/// whoever asks for any.
+/// A port that is free at `address` and stays so: no other test of this process has it, and it lies below those that the kernel
+/// gives to whoever asks for any.
 pub fn free_port(address: impl Into<IpAddr>) -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let (address, first) = (address.into(), 12_000 + (std::process::id() % 10_000) as u16);

@@ -57,8 +57,9 @@ fn a_flood_of_bad_handshakes_is_counted_and_does_not_flood_the_log() {
     let intervals = began.elapsed().as_secs() / INTERVAL_SECONDS + 1;
     let refused: Vec<_> = report.output.lines().filter(|line| line.contains("mac1 is wrong")).collect();
     let told: u64 = refused.iter().map(|line| lines_told(line)).sum();
-    assert!(told > 2_000, "{told}:\n{}", report.output);
-    assert_eq!(told, report.dropped(DropReason::BadMac1), "{}", report.output);
+    // A line tells of all that came in one receive.
+    let counted = report.dropped(DropReason::BadMac1);
+    assert!(counted > 2_000 && (1..=counted).contains(&told), "{counted}, {told}:\n{}", report.output);
     // A summary for each interval besides.
     let lines_max = intervals * (LINES_MAX + 1);
     assert!((refused.len() as u64) <= lines_max, "{} lines, {lines_max}", refused.len());

@@ -31,9 +31,9 @@ impl<D: Driver> DataWorker<D> {
         self.counters.overflown.add(received.overflown.into());
         self.moved = true;
         self.turn_bytes += u64::from(received.bytes);
-        record(&mut self.reporter.recorder().receive_datagrams, received.datagrams().len() as u64);
+        let count = received.datagrams().len() as u64;
+        record(&mut self.reporter.recorder().receive_datagrams, count);
         if self.flags.paused.load(Ordering::Relaxed) {
-            let count = received.datagrams().len() as u64;
             self.counters.in_datagrams.add(count);
             self.counters.in_bytes.add(received.bytes.into());
             self.counters.count_drop(DropReason::TunDown, count);
@@ -56,16 +56,20 @@ impl<D: Driver> DataWorker<D> {
     /// them would leave no room for others.
     fn hand_over(&mut self, buffer: &[u8], received: &Received) {
         let from = Endpoint { remote: received.from, local: received.to };
+        let mut refused = 0;
         for range in self.findings.handshakes.drain(..) {
             let message = &buffer[range];
             if !self.view.mac1_fits(message) {
-                self.counters.count_drop(DropReason::BadMac1, 1);
-                handshake_log::of_nobody(Handled::BadMac1, from);
+                refused += 1;
             } else if Arrival::handshake(message, from).is_some_and(|arrival| self.outbox.arrival(arrival)) {
                 self.counters.handshakes.add(1);
             } else {
                 self.counters.count_drop(DropReason::HandoffFull, 1);
             }
+        }
+        if refused > 0 {
+            self.counters.count_drop(DropReason::BadMac1, refused);
+            handshake_log::refused(refused, Handled::BadMac1, from);
         }
     }
 

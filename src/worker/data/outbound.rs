@@ -80,13 +80,16 @@ impl<D: Driver> DataWorker<D> {
         progress
     }
 
-    /// Tells the sender of a read that was dropped, while there is an interface to hear it at.
+    /// Lends back a read that was dropped. Its sender is told, while there is an interface to hear it at.
     fn turn_away(&mut self, lease: Lease, bytes: usize, reason: DropReason, now: Time) {
-        if self.flags.paused.load(Ordering::Relaxed) {
-            return self.driver.lend(lease);
-        }
-        let DataWorker { unreachable, driver, coalescer, .. } = self;
-        self.in_flight += unreachable.turn_away((lease, bytes), reason, driver, coalescer, now);
+        let paused = self.flags.paused.load(Ordering::Relaxed);
+        let answer = if paused { None } else { self.answers.answer(&lease[..bytes], reason, now) };
+        let slot = lease.slot();
+        self.driver.lend(lease);
+        let Some(answer) = answer else { return };
+        let quote = Part { slot, start: VNET_HDR_BYTES as u32, len: answer.quoted_bytes().into() };
+        self.in_flight += 1;
+        self.driver.write(self.coalescer.our_own(answer.headers(), quote, now));
     }
 
     fn adopt(&mut self, buffer: Lease, train: InPlace, started: Time) {
