@@ -39,7 +39,6 @@ pub mod mailer;
 pub mod message;
 mod portion;
 pub mod ring;
-pub mod slice;
 pub mod steer;
 pub mod sys;
 pub mod syscall;

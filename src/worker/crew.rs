@@ -27,7 +27,6 @@ use crate::io::clock;
 use crate::io::driver::Driver;
 use crate::io::features;
 use crate::io::message::Devices;
-use crate::io::slice;
 use crate::io::syscall::Syscall;
 use crate::io::uring::{Refused, Uring};
 use crate::io::wake::Waker;
@@ -39,17 +38,12 @@ use crate::stats::recorder::{self, Handshakes, Reporter};
 use crate::stats::settings::Settings;
 use crate::stats::snapshot::SettingsSnapshot;
 use crate::stats::thread::{self, Question, Report, Setup, StatsHandle};
-use crate::time::Span;
 
 /// Commands of the configuration socket that may wait for the protocol thread.
 const COMMANDS_WAITING: usize = 64;
 
 /// Questions that may wait for the stats thread.
 const QUESTIONS_WAITING: usize = 8;
-
-/// How long a worker would like to run in one go: twice as long as usual on two processors. Interrupted in the middle of a turn, it
-/// finds its buffers gone from the caches, and what it holds waits.
-const WORKER_SLICE: Span = Span::from_millis(3);
 
 /// How a worker ended; an error in words.
 pub type Ended = Result<End, String>;
@@ -346,9 +340,6 @@ impl Job {
             && !core_affinity::set_for_current(core)
         {
             tracing::debug!("cannot pin a worker to core {}", core.id);
-        }
-        if let Err(errno) = slice::prefer(WORKER_SLICE) {
-            tracing::debug!("a worker keeps the usual time slice: {errno}");
         }
         // A ring belongs to the thread that makes it.
         let ended = match kind {
