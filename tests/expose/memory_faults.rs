@@ -9,6 +9,18 @@ use uringvpn::time::Span;
 
 use crate::world::{World, client_config, control, public, secret, server_config};
 
+/// A client that has asked a server of another make, which the test plays, for its port; and the connection it asked on.
+fn asked_of_another_make(seed: u8) -> (World, Id) {
+    let mut world = World::new(seed, server_config());
+    world.kill_server();
+    world.peer.listen(control());
+    world.start_client(client_config());
+    world
+        .until("the client asks", |world| world.peer.conns.iter().any(|(_, conn)| conn.got.ends_with(b"\0")));
+    let link = world.peer.conns[0].0;
+    (world, link)
+}
+
 #[test]
 fn frames_that_are_none_end_the_connection() {
     let mut world = World::new(1, server_config());
@@ -162,14 +174,8 @@ fn a_client_comes_back_for_the_same_port_when_the_server_was_restarted() {
 
 #[test]
 fn what_is_relayed_outlives_the_control_connection() {
-    let mut world = World::new(8, server_config());
-    world.kill_server();
     // A server of another make, which closes the control connection and nothing else.
-    world.peer.listen(control());
-    world.start_client(client_config());
-    world
-        .until("the client asks", |world| world.peer.conns.iter().any(|(_, conn)| conn.got.ends_with(b"\0")));
-    let link = world.peer.conns[0].0;
+    let (mut world, link) = asked_of_another_make(8);
     let connection =
         frame(&ServerMessage::Connection("67e55044-10b1-426f-9247-bb680e5fe0c8".parse().unwrap()));
     world.peer.send(link, &[frame(&ServerMessage::Hello(4242)), connection].concat());
@@ -186,13 +192,7 @@ fn what_is_relayed_outlives_the_control_connection() {
 
 #[test]
 fn a_client_whose_server_falls_silent_comes_back_after_fifteen_seconds() {
-    let mut world = World::new(9, server_config());
-    world.kill_server();
-    world.peer.listen(control());
-    world.start_client(client_config());
-    world
-        .until("the client asks", |world| world.peer.conns.iter().any(|(_, conn)| conn.got.ends_with(b"\0")));
-    let link = world.peer.conns[0].0;
+    let (mut world, link) = asked_of_another_make(9);
     world.peer.send(link, &frame(&ServerMessage::Hello(4242)));
     world.pass(Span::from_secs(14));
     assert_eq!(world.clients[0].public_port(), Some(4242));
@@ -421,14 +421,8 @@ fn a_client_that_ends_while_it_gets_its_port_leaves_none_behind() {
 
 #[test]
 fn a_client_that_ends_while_a_server_without_leases_answers_just_goes() {
-    let mut world = World::new(24, server_config());
-    world.kill_server();
-    world.peer.listen(control());
-    world.start_client(client_config());
-    world
-        .until("the client asks", |world| world.peer.conns.iter().any(|(_, conn)| conn.got.ends_with(b"\0")));
+    let (mut world, link) = asked_of_another_make(24);
     world.clients[0].drain();
-    let link = world.peer.conns[0].0;
     let asked = world.peer.text(link);
     world.pass(Span::from_millis(100));
     assert!(!world.peer.over(link), "the answer may be a lease");
